@@ -1,0 +1,3 @@
+//! overlayctl, the command line of the overlay network.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Configuration: TOML raw to checked, defaults, and the difference between two.

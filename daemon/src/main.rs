@@ -1,0 +1,3 @@
+//! overlayd, the overlay network daemon.
+
+fn main() {}

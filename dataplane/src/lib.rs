@@ -1,0 +1,1 @@
+//! What happens to one packet or one super-packet.

@@ -1,0 +1,1 @@
+//! Fuzz bodies for every parser and state machine.

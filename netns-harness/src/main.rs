@@ -1,0 +1,3 @@
+//! overlay-lab: clusters in network namespaces, tests, benches and packages.
+
+fn main() {}

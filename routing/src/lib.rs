@@ -1,0 +1,1 @@
+//! Gossip state machine, record store, ownership, and route tables.

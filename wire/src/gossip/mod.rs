@@ -1,0 +1,1 @@
+//! Gossip messages and signed records.

@@ -1,0 +1,17 @@
+//! Byte formats and shared value types of the overlay network.
+//!
+//! This crate is pure: it has no sockets, clock, threads or ambient randomness. Every decoder is total: it returns a
+//! value or an error, never panics, and allocates nothing before lengths are validated.
+
+#![forbid(unsafe_code)]
+
+pub mod encapsulation;
+pub mod gossip;
+pub mod id;
+pub mod offload;
+pub mod policy;
+pub mod prefix;
+
+pub use encapsulation::{Encapsulation, Mtu};
+pub use id::{HostId, PeerIndex};
+pub use prefix::Prefix;

@@ -1,0 +1,1 @@
+//! The policy language: rules, selectors, and the defaults.
