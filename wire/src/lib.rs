@@ -5,10 +5,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod checksum;
 pub mod encapsulation;
 pub mod gossip;
 pub mod id;
 pub mod offload;
+pub mod packet;
 pub mod policy;
 pub mod prefix;
 
