@@ -5,5 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod fib;
+pub mod gossip;
 pub mod identity;
 pub mod ownership;
+pub mod rib;

@@ -1,7 +1,19 @@
 //! Gossip formats: grants, signed records, messages and the envelope that carries them.
 //!
-//! Everything is fixed-order binary with one encoding per value: decoding accepts exactly what encoding emits.
+//! Everything is fixed-order big-endian binary with one encoding per value: decoding accepts exactly what encoding emits.
 
+pub mod body;
+pub mod codec;
+pub mod envelope;
 pub mod grant;
+pub mod message;
+pub mod record;
 
+#[cfg(test)]
+mod tests;
+
+pub use body::{BodyError, HostBody, RouteAnnouncement, RoutesBody};
+pub use codec::DecodeError;
 pub use grant::{Grant, GrantError, GrantKind};
+pub use message::{Message, PlainStatus, RouteVerdict};
+pub use record::{Record, RecordKey, RecordKind};

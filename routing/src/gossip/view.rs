@@ -1,0 +1,211 @@
+//! What the gossip state machine reports: datagrams to send, events, and the state of each member.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use overlay_wire::HostId;
+use overlay_wire::gossip::{HostBody, PlainStatus, RecordKey};
+
+use crate::identity::IdentityPublic;
+use crate::rib::Refused;
+
+/// A datagram to send from the shared UDP port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// The destination.
+    pub to: SocketAddr,
+    /// The payload, at most 1,232 bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// What this host makes of a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MemberState {
+    /// Never heard of in this run.
+    New,
+    /// Answers.
+    Up,
+    /// Stopped answering; being verified.
+    Suspect,
+    /// Does not answer this host, but answers others.
+    Degraded,
+    /// Left, or failed every verification round.
+    Down,
+}
+
+impl MemberState {
+    /// The word used in output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Up => "up",
+            Self::Suspect => "suspect",
+            Self::Degraded => "degraded",
+            Self::Down => "down",
+        }
+    }
+
+    /// Whether the member's records are in use.
+    #[must_use]
+    pub fn is_reachable(self) -> bool {
+        matches!(self, Self::Up | Self::Suspect | Self::Degraded)
+    }
+}
+
+/// Why a member is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DownReason {
+    /// Every own verification round failed, direct and through others.
+    NoAnswer,
+    /// The member said that it is stopping.
+    Left,
+}
+
+impl DownReason {
+    /// The words used in output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoAnswer => "no answer to probes",
+            Self::Left => "left",
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GossipEvent {
+    /// A member answered for the first time, or again.
+    MemberUp {
+        /// The member.
+        host: HostId,
+    },
+    /// A member is unreachable from here, though others reach it.
+    MemberDegraded {
+        /// The member.
+        host: HostId,
+    },
+    /// A member was given up; it is still tried.
+    MemberDown {
+        /// The member.
+        host: HostId,
+        /// Why.
+        reason: DownReason,
+    },
+    /// A record was stored, replaced or withdrawn.
+    RecordChanged {
+        /// The record.
+        key: RecordKey,
+    },
+    /// A member's keys changed: its WireGuard key, its box key, and with it the GRE key.
+    KeysChanged {
+        /// The member.
+        host: HostId,
+    },
+    /// A member is reached at another address.
+    EndpointChanged {
+        /// The member.
+        host: HostId,
+        /// The address now in use.
+        endpoint: SocketAddr,
+    },
+    /// A sealed probe was answered from exactly this source.
+    SourceValidated {
+        /// The member.
+        host: HostId,
+        /// The source.
+        source: SocketAddr,
+    },
+    /// What the member thinks of carrying our packets without encryption changed.
+    PlainStatusChanged {
+        /// The member.
+        host: HostId,
+        /// Its opinion.
+        plain: PlainStatus,
+    },
+    /// [`super::Gossip::rib`] changed.
+    RoutesChanged,
+    /// A claim was refused that was not refused before.
+    RouteRefused(Box<Refused>),
+    /// A member told what it made of our announced prefixes.
+    VerdictsReceived {
+        /// The member.
+        from: HostId,
+    },
+    /// An owner signed two different records with one version.
+    Equivocation {
+        /// The record.
+        key: RecordKey,
+        /// The version.
+        version: u64,
+    },
+    /// Another process signs with this host's identity: a cloned machine.
+    OwnIdentityElsewhere {
+        /// Where its datagrams come from.
+        from: SocketAddr,
+    },
+    /// Members see this host at another address than before.
+    ReflexiveAddress {
+        /// The address.
+        address: SocketAddr,
+    },
+}
+
+/// The state of one member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberView {
+    /// The member.
+    pub host: HostId,
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its identity key.
+    pub identity: IdentityPublic,
+    /// What this host makes of it.
+    pub state: MemberState,
+    /// Since when.
+    pub since: Instant,
+    /// Why, when it is down.
+    pub down_reason: Option<DownReason>,
+    /// Where its datagrams go; learned from the newest authenticated datagram, else configured.
+    pub endpoint: Option<SocketAddr>,
+    /// The source a sealed probe sent to that very address was last answered from.
+    pub validated_source: Option<SocketAddr>,
+    /// The address under which it sees this host.
+    pub observed: Option<SocketAddr>,
+    /// Smoothed round trip of direct probes.
+    pub rtt: Option<Duration>,
+    /// Lost direct probes among the last 64, in percent.
+    pub loss_percent: u8,
+    /// When something authenticated last came from it directly.
+    pub last_heard: Option<Instant>,
+    /// What it thinks of carrying our packets without encryption.
+    pub plain: PlainStatus,
+    /// What it says about itself; `None` before its HOST record arrived.
+    pub host_record: Option<HostBody>,
+}
+
+/// Datagrams counted by what became of them; all but the first two were answered with silence.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GossipCounters {
+    /// Datagrams accepted.
+    pub received: u64,
+    /// Datagrams handed out for sending.
+    pub sent: u64,
+    /// Not an envelope of a known kind and version.
+    pub malformed: u64,
+    /// Sealed for nobody here, or by a key that is gone.
+    pub unknown_sender: u64,
+    /// The seal, a signature or an inner length is wrong.
+    pub unauthenticated: u64,
+    /// Seen before, or older than the window.
+    pub replayed: u64,
+    /// Over a source's or a peer's rate.
+    pub rate_limited: u64,
+    /// Authentic, but of a kind this version does not know.
+    pub unknown_message: u64,
+    /// Records refused: unknown owner, signature, limits or body.
+    pub records_refused: u64,
+    /// Datagrams dropped because the send queue was full.
+    pub queue_full: u64,
+}

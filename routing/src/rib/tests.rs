@@ -1,0 +1,1 @@
+//! The conflict rule, forged claims, and explanations.
