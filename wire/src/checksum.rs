@@ -135,10 +135,8 @@ pub fn verify_transport(packet: &[u8], headers: &Headers) -> bool {
     if headers.is_partial() {
         return true;
     }
-    if let Transport::Udp(_) = headers.transport {
-        if packet.get(field..field + 2) == Some(&[0, 0]) {
-            return headers.is_ipv4();
-        }
+    if matches!(headers.transport, Transport::Udp(_)) && packet.get(field..field + 2) == Some(&[0, 0]) {
+        return headers.is_ipv4();
     }
     transport_sum(packet, headers) == Some(0xffff)
 }
@@ -169,11 +167,10 @@ pub fn verify_ipv4_header(packet: &[u8], headers: &Headers) -> bool {
 
 /// Writes the checksum of an IPv4 header of `header_len` bytes at the start of the packet.
 pub fn fill_ipv4_header(packet: &mut [u8], header_len: usize) {
-    if let Some(header) = packet.get_mut(..header_len) {
-        if write_word(header, 10, 0) {
-            let value = checksum(header);
-            write_word(header, 10, value);
-        }
+    let Some(header) = packet.get_mut(..header_len) else { return };
+    if write_word(header, 10, 0) {
+        let value = checksum(header);
+        write_word(header, 10, value);
     }
 }
 

@@ -6,13 +6,21 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod ecn;
 pub mod encapsulation;
+pub mod envelope;
+pub mod fragment;
 pub mod gossip;
+pub mod gre;
+pub mod icmp;
 pub mod id;
+pub mod ipip;
+pub mod mss;
 pub mod offload;
 pub mod packet;
 pub mod policy;
 pub mod prefix;
+pub mod ttl;
 
 pub use encapsulation::{Encapsulation, Mtu};
 pub use id::{HostId, PeerIndex};

@@ -6,18 +6,21 @@
 use super::{Fragment, IPV6_HEADER_LEN, MAX_EXTENSION_BYTES, MAX_EXTENSION_HEADERS, ParseError, protocol};
 
 /// What the chain in front of the upper layer holds.
-pub(super) struct Chain {
-    pub(super) protocol: u8,
-    pub(super) l4_offset: u16,
-    pub(super) fragment: Option<Fragment>,
-    pub(super) has_source_route: bool,
-    pub(super) has_options: bool,
+pub(crate) struct Chain {
+    pub(crate) protocol: u8,
+    pub(crate) l4_offset: u16,
+    pub(crate) fragment: Option<Fragment>,
+    pub(crate) has_source_route: bool,
+    pub(crate) has_options: bool,
 }
 
 impl Chain {
-    /// Walks from the fixed header's next-header value; `total_len` is already known to lie within the packet.
+    /// Walks from the fixed header's next-header value.
+    ///
+    /// `total_len` is what the packet claims; `packet` may end before it only when it is a quote inside an error
+    /// message.
     #[inline]
-    pub(super) fn walk(packet: &[u8], next_header: u8, total_len: u16) -> Result<Self, ParseError> {
+    pub(crate) fn walk(packet: &[u8], next_header: u8, total_len: u16) -> Result<Self, ParseError> {
         let mut chain = Self {
             protocol: next_header,
             l4_offset: IPV6_HEADER_LEN as u16,
@@ -33,7 +36,7 @@ impl Chain {
 
     #[cold]
     fn walk_extensions(&mut self, packet: &[u8], total_len: u16) -> Result<(), ParseError> {
-        let bytes = packet.get(..usize::from(total_len)).unwrap_or_default();
+        let bytes = packet.get(..usize::from(total_len)).unwrap_or(packet);
         let mut headers = 0;
         while is_extension(self.protocol) {
             let (kind, offset) = (self.protocol, self.l4_offset);
@@ -69,14 +72,14 @@ impl Chain {
                     }
                     let word = u16::from_be_bytes([start[2], start[3]]);
                     let id = u32::from_be_bytes([start[4], start[5], start[6], start[7]]);
-                    // `end <= total_len`, so the difference fits.
-                    let payload_len = total_len - end as u16;
+                    // `end` is at most 40 + 256.
+                    let payload_len = total_len.saturating_sub(end as u16);
                     self.fragment = Some(Fragment::checked(id, word & 0xfff8, word & 1 != 0, payload_len)?);
                 }
                 _ => self.has_options = true,
             }
             self.protocol = start[0];
-            // `end` is at most `total_len`, a u16.
+            // `end` is at most 40 + 256.
             self.l4_offset = end as u16;
             if self.fragment.is_some_and(|fragment| fragment.offset_bytes != 0) {
                 break;

@@ -7,7 +7,7 @@
 //! Follows RFC 791 and RFC 1858 (IPv4 and its fragments), RFC 8200 and RFC 7112 (IPv6 and its header chain), RFC 9293
 //! (TCP), RFC 768 (UDP), RFC 792 and RFC 4443 (ICMP).
 
-mod extension;
+pub(crate) mod extension;
 mod tcp_options;
 mod transport;
 
@@ -362,7 +362,7 @@ impl Fragment {
     #[inline]
     fn checked(id: u32, offset_bytes: u16, more: bool, len: u16) -> Result<Self, ParseError> {
         let beyond = u32::from(offset_bytes) + u32::from(len) > 65_535;
-        if beyond || (more && (len % 8 != 0 || len == 0)) || (offset_bytes != 0 && len == 0) {
+        if beyond || (more && (!len.is_multiple_of(8) || len == 0)) || (offset_bytes != 0 && len == 0) {
             return Err(ParseError::Fragment { offset_bytes, len });
         }
         Ok(Self { id, offset_bytes, more })
