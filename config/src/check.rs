@@ -316,7 +316,7 @@ impl Checker {
             parts.node.announce.push(value);
         }
         if let Some(encapsulation) = cli.overlay.encapsulation {
-            let undo = "overlayctl peer set default encapsulation=config";
+            let undo = "overlayctl peer set --default encapsulation=config";
             self.set("overlay.encapsulation", encapsulation, &mut parts.overlay.encapsulation, undo);
         }
         if let Some(place) = cli.policy.place {

@@ -120,18 +120,20 @@ pub struct Member {
 }
 
 /// A peer that does not run this daemon.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForeignPeer {
     /// The peer's name, unique among members and peers.
     pub name: String,
     /// Prefixes behind the peer: sent to it, and accepted from it as sources.
     pub allowed_ips: Vec<Prefix>,
     /// How the peer is reached.
+    #[serde(flatten)]
     pub kind: ForeignKind,
 }
 
 /// How a foreign peer is reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "encapsulation", rename_all = "lowercase")]
 pub enum ForeignKind {
     /// Any WireGuard implementation.
     Wireguard {

@@ -1,0 +1,16 @@
+//! Requests, responses and events. Fields are only added, never renamed, within one protocol version.
+
+mod endpoint;
+mod error;
+mod network;
+mod request;
+mod status;
+
+pub use endpoint::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState};
+pub use error::{ApiError, Problem};
+pub use network::{
+    DoctorMode, Event, Finding, FindingStatus, Flow, FlowSelector, PingProgress, PingReply, PolicyTest, PolicyView,
+    Refusal, RefusedBy, RouteAdded, RouteEntry, RouteWhy, RuleMatch, Severity, TestVerdict, Verdict,
+};
+pub use request::{ConfigText, EncapsulationSetting, Request, Response};
+pub use status::{ControlState, DataState, FlowUse, Health, HostInfo, PeerKind, PeerStatus, Status, VersionInfo};

@@ -1,0 +1,75 @@
+//! Attaching a container in two steps.
+//!
+//! The daemon has no right to enter other namespaces and its caller has no place in the host's plumbing. So the daemon
+//! makes the link pair and the host side ([`super::Request::EndpointPrepare`]), the caller (root, short-lived) moves the other
+//! end into the namespace and configures it, then says so ([`super::Request::EndpointCommit`]). A lease neither committed
+//! nor aborted is undone by the daemon.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// What is to be attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointRequest {
+    /// The endpoint's name, unique on the host.
+    pub name: String,
+    /// The interface's name inside the container.
+    pub interface: String,
+    /// The namespace as the caller named it, for display and for cleaning up.
+    pub netns: String,
+    /// Addresses wanted; empty: the daemon chooses one per family.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What the caller has to configure in the namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointLease {
+    /// Names the lease in commit and abort.
+    pub lease: u64,
+    /// The endpoint's name.
+    pub name: String,
+    /// The end of the link pair that stays on the host.
+    pub host_interface: String,
+    /// The end to be moved, as it is named in the host's namespace.
+    pub peer_interface: String,
+    /// The name that end gets inside the container.
+    pub interface: String,
+    /// Addresses, each with a host prefix (/32 or /128).
+    pub addresses: Vec<IpAddr>,
+    /// One gateway per family in use: reached on the link, then the default route.
+    pub gateways: Vec<IpAddr>,
+    /// The MTU of the interface, in bytes.
+    pub mtu: u16,
+    /// How long the daemon waits for commit or abort, in milliseconds.
+    pub expires_ms: u64,
+}
+
+/// How far an endpoint is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EndpointState {
+    /// The host side stands, the caller has not committed.
+    Prepared,
+    /// Attached.
+    Attached,
+    /// Attached once; its link is gone.
+    Gone,
+}
+
+/// One container on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointInfo {
+    /// The endpoint's name.
+    pub name: String,
+    /// How far it is.
+    pub state: EndpointState,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The host's end of its link.
+    pub host_interface: String,
+    /// The interface's name inside.
+    pub interface: String,
+    /// The namespace as the caller named it.
+    pub netns: String,
+}
