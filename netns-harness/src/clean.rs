@@ -1,0 +1,75 @@
+//! Removal of a lab from what is written down about it, also when its owner was killed.
+
+use anyhow::{Result, bail};
+use std::time::Duration;
+
+use crate::state::{Directory, PREFIX};
+use crate::{journal, netns, state, wait_for};
+
+/// The names of all labs on this machine, and whether the process that owns each still runs.
+pub fn labs() -> Vec<(String, bool)> {
+    state::labs()
+        .into_iter()
+        .map(|name| {
+            let owned = Directory::of(&name).living_owner().is_some();
+            (name, owned)
+        })
+        .collect()
+}
+
+/// The names of the labs that this process made.
+pub fn own_labs() -> Vec<String> {
+    let own = |name: &String| Directory::of(name).living_owner() == journal::ProcessId::current();
+    state::labs().into_iter().filter(own).collect()
+}
+
+/// Removes everything of one lab: its processes, its namespaces, its files. Goes on past failures and reports them all.
+pub fn lab(name: &str) -> Result<()> {
+    if name.is_empty() || name.contains(['/', '-']) {
+        bail!("{name:?} is not the name of a lab");
+    }
+    let mut failures = Vec::new();
+    let directory = Directory::of(name);
+    for process in journal::read(&directory.journal()).iter().rev() {
+        process.kill();
+    }
+    for namespace in netns::list(&format!("{PREFIX}{name}-")).iter().rev() {
+        if let Err(error) = namespace_with_processes(namespace) {
+            failures.push(format!("{error:#}"));
+        }
+    }
+    if let Err(error) = directory.remove() {
+        failures.push(format!("{error:#}"));
+    }
+    state::remove_root_if_empty();
+    if !failures.is_empty() {
+        bail!("the lab {name} is not wholly removed:\n{}", failures.join("\n"));
+    }
+    Ok(())
+}
+
+/// Removes one namespace after ending whatever still runs inside it.
+pub(crate) fn namespace_with_processes(namespace: &str) -> Result<()> {
+    let own = std::process::id().cast_signed();
+    let kill_all = || {
+        let processes: Vec<i32> = netns::processes(namespace).into_iter().filter(|pid| *pid != own).collect();
+        for process in processes.iter().filter_map(|pid| journal::ProcessId::of(*pid)) {
+            process.kill();
+        }
+        processes.is_empty()
+    };
+    wait_for(&format!("the processes in {namespace} to end"), Duration::from_secs(5), || kill_all().then_some(()))?;
+    netns::remove(namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_with_a_path_is_refused() {
+        for name in ["", "../etc", "a-b"] {
+            assert!(lab(name).is_err(), "{name}");
+        }
+    }
+}

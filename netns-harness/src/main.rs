@@ -1,3 +1,0 @@
-//! overlay-lab: clusters in network namespaces, tests, benches and packages.
-
-fn main() {}

@@ -1,0 +1,106 @@
+//! Checks on the source: size of files, and what the pure crates may use.
+
+use anyhow::{Result, bail};
+use overlay_netns_harness::workspace;
+use std::path::Path;
+use std::process::Command;
+
+/// No file may be longer.
+const MAX_LINES: usize = 800;
+/// Crates without input, output, clock and ambient randomness, and the only packages they may depend on.
+const PURE: &[(&str, &[&str])] = &[
+    ("wire", &["serde", "thiserror", "subtle", "zeroize", "siphasher"]),
+    (
+        "routing",
+        &[
+            "overlay-wire",
+            "serde",
+            "thiserror",
+            "subtle",
+            "zeroize",
+            "siphasher",
+            "base64",
+            "blake2",
+            "chacha20poly1305",
+            "ed25519-dalek",
+            "x25519-dalek",
+            "curve25519-dalek",
+            "hkdf",
+            "sha2",
+            "rand_core",
+            "rand_chacha",
+        ],
+    ),
+    ("dataplane", &["overlay-wire", "overlay-routing", "serde", "thiserror", "siphasher", "rand_core", "rand_chacha"]),
+    ("services", &["overlay-wire", "serde", "thiserror", "siphasher", "rand_core", "rand_chacha"]),
+];
+
+/// The source files under version control or about to be.
+fn tracked(pattern: &str) -> Result<Vec<String>> {
+    let mut command = Command::new("git");
+    command.current_dir(workspace()).args(["ls-files", "--cached", "--others", "--exclude-standard", "--", pattern]);
+    let text = overlay_netns_harness::run(&mut command)?;
+    Ok(text.lines().filter(|line| workspace().join(line).is_file()).map(str::to_owned).collect())
+}
+
+/// Every source file is within the limit.
+pub(crate) fn file_sizes() -> Result<()> {
+    let mut long = Vec::new();
+    for file in tracked("*.rs")? {
+        let lines = std::fs::read_to_string(workspace().join(&file))?.lines().count();
+        if lines > MAX_LINES {
+            long.push(format!("{file} has {lines} lines; split it, {MAX_LINES} is the limit"));
+        }
+    }
+    report(&long)
+}
+
+/// The pure crates depend only on what is listed here.
+pub(crate) fn pure_dependencies() -> Result<()> {
+    let mut wrong = Vec::new();
+    for (name, allowed) in PURE {
+        let manifest = workspace().join(name).join("Cargo.toml");
+        if !manifest.is_file() {
+            continue;
+        }
+        for dependency in dependencies(&manifest)? {
+            if !allowed.contains(&dependency.as_str()) {
+                wrong.push(format!("{name} is a pure crate and may not depend on {dependency}"));
+            }
+        }
+        if !workspace().join(name).join("clippy.toml").is_file() {
+            wrong.push(format!("{name} is a pure crate and has no clippy.toml with its bans"));
+        }
+    }
+    report(&wrong)
+}
+
+/// The names in the `[dependencies]` section; development dependencies are free.
+fn dependencies(manifest: &Path) -> Result<Vec<String>> {
+    Ok(section(&std::fs::read_to_string(manifest)?, "[dependencies]"))
+}
+
+fn section(text: &str, heading: &str) -> Vec<String> {
+    let lines = text.lines().skip_while(|line| line.trim() != heading).skip(1);
+    let lines = lines.take_while(|line| !line.starts_with('['));
+    let name = |line: &str| line.split(['.', '=', ' ']).next().unwrap_or_default().to_owned();
+    lines.filter(|line| !line.trim().is_empty() && !line.starts_with('#')).map(name).collect()
+}
+
+fn report(problems: &[String]) -> Result<()> {
+    if !problems.is_empty() {
+        bail!("{}", problems.join("\n"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_named_section_is_read() {
+        let text = "[package]\nname = \"a\"\n\n[dependencies]\n# why\nserde.workspace = true\nlibc = \"1\"\n\n[dev-dependencies]\nx = \"1\"\n";
+        assert_eq!(section(text, "[dependencies]"), ["serde", "libc"]);
+    }
+}

@@ -1,0 +1,74 @@
+//! Pings from a namespace, with the summary read back.
+
+use anyhow::{Result, bail};
+
+use crate::netns::{self, View};
+
+/// What a run of `ping` counted.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PingReport {
+    /// Echo requests sent.
+    pub sent: u32,
+    /// Echo replies received.
+    pub received: u32,
+    /// Median-like round trip time in milliseconds, where there was one.
+    pub average_ms: Option<f64>,
+    /// Everything ping printed, errors from routers included.
+    pub text: String,
+}
+
+impl PingReport {
+    /// Every request was answered.
+    pub fn is_lossless(&self) -> bool {
+        self.sent > 0 && self.received == self.sent
+    }
+
+    fn parse(text: String) -> PingReport {
+        let mut report = PingReport::default();
+        for line in text.lines() {
+            if let Some((sent, rest)) = line.split_once(" packets transmitted, ") {
+                report.sent = sent.trim().parse().unwrap_or(0);
+                report.received = rest.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0);
+            } else if let Some((_, numbers)) = line.split_once("min/avg/max/mdev = ") {
+                report.average_ms = numbers.split('/').nth(1).and_then(|word| word.parse().ok());
+            }
+        }
+        report.text = text;
+        report
+    }
+}
+
+/// Runs `ping -n -q`-like with the given extra words (for example `-c 3 -s 1472 -M dont`) to an address.
+pub fn ping(view: &View, words: &str, to: &str) -> Result<PingReport> {
+    let mut argv = vec!["ping", "-n"];
+    argv.extend(words.split_whitespace());
+    argv.push(to);
+    let output = netns::command(view, &argv)?.output()?;
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    match output.status.code() {
+        // 1: no reply, or an error from a router, or the message is too long for the device.
+        Some(0 | 1) => Ok(PingReport::parse(text)),
+        _ => bail!("ping {words} {to}: {text}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summary_is_read_with_errors_between() {
+        let report = PingReport::parse(
+            "5 packets transmitted, 4 received, +1 errors, 20% packet loss, time 804ms\n\
+             rtt min/avg/max/mdev = 0.026/0.042/0.054/0.010 ms\n"
+                .to_owned(),
+        );
+        assert_eq!((report.sent, report.received, report.average_ms), (5, 4, Some(0.042)));
+        assert!(!report.is_lossless());
+    }
+
+    #[test]
+    fn silence_is_no_success() {
+        assert!(!PingReport::parse(String::new()).is_lossless());
+    }
+}
