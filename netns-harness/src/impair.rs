@@ -28,8 +28,8 @@ pub(crate) fn rules(state: &LabState) -> String {
     }
     for (host, fault) in &state.impairments {
         if let Some(share) = share(fault.loss_percent) {
-            let _ = writeln!(drops, "    iifname \"{host}\" numgen random mod 100000 < {share} drop");
-            let _ = writeln!(drops, "    oifname \"{host}\" numgen random mod 100000 < {share} drop");
+            let _ = writeln!(drops, "    iifname \"{host}\" numgen random mod 100000 <= {share} drop");
+            let _ = writeln!(drops, "    oifname \"{host}\" numgen random mod 100000 <= {share} drop");
         }
         if let Some(share) = share(fault.duplicate_percent) {
             for (index, other) in state.hosts.iter().enumerate() {
@@ -42,7 +42,7 @@ pub(crate) fn rules(state: &LabState) -> String {
                 for (rules, to) in duplicates.iter_mut().zip([v4.to_string(), v6.to_string()]) {
                     let device = &other.name;
                     let _ =
-                        writeln!(rules, "    {leg} numgen random mod 100000 < {share} dup to {to} device \"{device}\"");
+                        writeln!(rules, "    {leg} numgen random mod 100000 <= {share} dup to {to} device \"{device}\"");
                 }
             }
         }
@@ -62,10 +62,10 @@ pub(crate) fn rules(state: &LabState) -> String {
     script
 }
 
-/// A percentage in hundred-thousandths, or nothing where it rounds to none.
+/// The greatest of the numbers 0 to 99,999 that are hit, or nothing where the share rounds to none.
 fn share(percent: f64) -> Option<u32> {
     let share = (percent.clamp(0.0, 100.0) * 1000.0).round() as u32;
-    (share > 0).then_some(share)
+    share.checked_sub(1)
 }
 
 #[cfg(test)]
@@ -95,6 +95,6 @@ mod tests {
         let mut state = state();
         state.impairments.insert("h1".into(), Impairment { loss_percent: 3.0, ..Impairment::default() });
         let script = rules(&state);
-        assert_eq!(script.matches("numgen random mod 100000 < 3000 drop").count(), 2, "{script}");
+        assert_eq!(script.matches("numgen random mod 100000 <= 2999 drop").count(), 2, "{script}");
     }
 }

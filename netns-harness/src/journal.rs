@@ -80,8 +80,8 @@ mod tests {
         let journal = directory.path().join("processes");
         let current = ProcessId::current().unwrap();
         record(&journal, &current, "this test").unwrap();
-        assert_eq!(read(&journal), [current.clone()]);
         assert!(current.is_alive());
+        assert_eq!(read(&journal), [current]);
     }
 
     #[test]

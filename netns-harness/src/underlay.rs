@@ -80,7 +80,7 @@ fn routed(switch: &str, index: usize, host: &HostSpec, namespace: &str) -> Resul
             format!("addr add {v6}/128 dev eth0 nodad"),
             "link set eth0 up".to_owned(),
             format!("route add default via {GATEWAY_V4} dev eth0 onlink"),
-            format!("-6 route add default via {GATEWAY_V6} dev eth0 onlink"),
+            format!("route add ::/0 via {GATEWAY_V6} dev eth0 onlink"),
         ],
     )?;
     ip_batch(
@@ -91,7 +91,7 @@ fn routed(switch: &str, index: usize, host: &HostSpec, namespace: &str) -> Resul
             format!("addr add {GATEWAY_V6}/64 dev {port} nodad"),
             format!("link set {port} up"),
             format!("route add {v4}/32 dev {port}"),
-            format!("-6 route add {v6}/128 dev {port}"),
+            format!("route add {v6}/128 dev {port}"),
         ],
     )
 }

@@ -84,11 +84,14 @@ impl Faults {
     }
 }
 
+/// When a frame goes out, its number, the tap it leaves by, and its bytes.
+type Held = (Instant, u64, usize, Vec<u8>);
+
 /// Makes a tap in each namespace (`NAMESPACE:DEVICE`) and carries frames between them until killed.
 pub fn carry(left: &str, right: &str, spec: &WireSpec) -> Result<()> {
     let mut taps = [open_tap(left)?, open_tap(right)?];
     let mut faults = [Faults::new(spec, 0), Faults::new(spec, 1)];
-    let mut waiting: BinaryHeap<Reverse<(Instant, u64, usize, Vec<u8>)>> = BinaryHeap::new();
+    let mut waiting: BinaryHeap<Reverse<Held>> = BinaryHeap::new();
     let mut sequence = 0;
     let mut buffer = vec![0; 65536];
     loop {
