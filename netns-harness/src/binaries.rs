@@ -31,6 +31,8 @@ impl Binaries {
         command.args(["-p", "overlay-daemon", "-p", "overlay-cli", "-p", "overlay-netns-harness"]);
         if profile == Profile::Release {
             command.arg("--release");
+        } else {
+            command.arg("--quiet");
         }
         if std::env::var_os("CARGO_TARGET_DIR").is_none() {
             command.arg("--target-dir").arg(target_directory()?);
