@@ -108,11 +108,14 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
     Ok(serde_json::from_slice(body)?)
 }
 
+/// A body and the bytes behind its frame.
+pub type Split<'a> = (&'a [u8], &'a [u8]);
+
 /// Splits the first frame off a byte string: its body and the bytes behind it, or `None` when more bytes are needed.
 ///
 /// # Errors
 /// When the frame is larger than allowed.
-pub fn split(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, FrameError> {
+pub fn split(bytes: &[u8]) -> Result<Option<Split<'_>>, FrameError> {
     let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else { return Ok(None) };
     Ok(rest.split_at_checked(body_len(*header)?))
 }
