@@ -1,1 +1,39 @@
 //! Fuzz bodies for every parser and state machine.
+//!
+//! A body is a plain function over bytes that panics when the code under test breaks a promise: on a panic of its own,
+//! on a length out of bounds, on bytes that do not survive being emitted and parsed again. Bodies know nothing of how
+//! their input is made, so the same ones serve the seeded mutator here and any coverage-guided engine.
+
+#![forbid(unsafe_code)]
+
+pub mod bodies;
+pub mod mutate;
+pub mod run;
+pub mod seeds;
+
+/// A fuzz body.
+pub type Body = fn(&[u8]);
+
+/// Every body with its name, which is also its folder under `fuzz/corpus`.
+pub const TARGETS: &[(&str, Body)] = &[
+    ("headers", bodies::packet::headers),
+    ("checksum", bodies::packet::checksum),
+    ("icmp", bodies::packet::icmp),
+    ("mss", bodies::packet::mss),
+    ("ecn", bodies::packet::ecn),
+    ("fragment", bodies::packet::fragment),
+    ("offload", bodies::packet::offload),
+    ("gre", bodies::outer::gre),
+    ("ipip", bodies::outer::ipip),
+    ("envelope", bodies::outer::envelope),
+    ("gossip_envelope", bodies::gossip::envelope),
+    ("gossip_message", bodies::gossip::message),
+    ("gossip_record", bodies::gossip::record),
+    ("policy", bodies::text::policy),
+];
+
+/// The body of this name.
+#[must_use]
+pub fn target(name: &str) -> Option<Body> {
+    TARGETS.iter().find(|(known, _)| *known == name).map(|(_, body)| *body)
+}
