@@ -1,3 +1,5 @@
 //! overlayd, the overlay network daemon.
 
+mod plumbing;
+
 fn main() {}

@@ -1,0 +1,168 @@
+//! What can go wrong while plumbing, and how it is told to a person.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use overlay_wire::Prefix;
+
+/// A failed step of the host plumbing.
+#[derive(Debug, thiserror::Error)]
+pub enum PlumbingError {
+    /// The kernel refused a netlink request.
+    #[error("the kernel refused to {what}: {source}")]
+    Netlink {
+        /// The request in words.
+        what: String,
+        /// The kernel's answer.
+        source: Box<rtnetlink::Error>,
+    },
+    /// The netlink socket could not be opened.
+    #[error("cannot open a netlink socket: {0}")]
+    NetlinkSocket(#[source] io::Error),
+    /// The TUN device does not exist.
+    #[error("interface {0} does not exist")]
+    InterfaceMissing(String),
+    /// The `nft` program could not be run.
+    #[error("cannot run `nft`: {0}")]
+    NftMissing(#[source] io::Error),
+    /// `nft` refused a script.
+    #[error("nft refused to {what}: {stderr}")]
+    Nft {
+        /// What was tried.
+        what: &'static str,
+        /// What `nft` printed.
+        stderr: String,
+    },
+    /// A file of ours could not be read or written.
+    #[error("cannot {what} {}: {source}", path.display())]
+    File {
+        /// The operation.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A state file was written by a newer release or is damaged.
+    #[error("{} is not a lease file of this release: {why}", path.display())]
+    StateFormat {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        why: String,
+    },
+    /// Every address of a prefix is in use or cooling down.
+    #[error("no free address in {0}")]
+    PrefixExhausted(Prefix),
+    /// This host has no prefix to take container addresses from.
+    #[error("this host has no prefix of its own")]
+    NoOwnPrefix,
+    /// The requested address cannot be given.
+    #[error("address {address} cannot be given: {why}")]
+    AddressRefused {
+        /// The address asked for.
+        address: IpAddr,
+        /// Why not.
+        why: &'static str,
+    },
+    /// The container already has an endpoint of that name.
+    #[error("container {container} already has an endpoint {ifname}")]
+    EndpointExists {
+        /// The container.
+        container: String,
+        /// The interface inside it.
+        ifname: String,
+    },
+    /// There is no such endpoint.
+    #[error("container {container} has no endpoint {ifname}")]
+    EndpointUnknown {
+        /// The container.
+        container: String,
+        /// The interface inside it.
+        ifname: String,
+    },
+    /// A container or interface name that would not be safe in a rule or a file name.
+    #[error("`{name}` is not a usable name: {why}")]
+    BadName {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The plumbing thread has ended.
+    #[error("the host plumbing has stopped")]
+    Stopped,
+}
+
+impl PlumbingError {
+    /// Wraps a kernel answer.
+    pub(crate) fn netlink(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
+        move |source| Self::Netlink { what: what.into(), source: Box::new(source) }
+    }
+
+    /// Wraps a file error.
+    pub(crate) fn file(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File { what, path: path.into(), source }
+    }
+
+    /// What a person can do about it.
+    #[must_use]
+    pub fn next(&self) -> String {
+        match self {
+            Self::Netlink { source, .. } if errno(source) == Some(libc::EPERM) => {
+                "give overlayd CAP_NET_ADMIN (the shipped overlayd.service does) and restart it".into()
+            }
+            Self::Netlink { .. } | Self::NetlinkSocket(_) => "see `journalctl -u overlayd`; run `overlayctl doctor`".into(),
+            Self::InterfaceMissing(_) => "overlayd makes it again by itself; if this stays, restart overlayd".into(),
+            Self::NftMissing(_) => "install the package `nftables`".into(),
+            Self::Nft { .. } => "run `nft list ruleset` as root to see what is in the way".into(),
+            Self::File { path, .. } => format!("check space and permissions of {}", path.display()),
+            Self::StateFormat { path, .. } => format!("install the release that wrote it, or remove {}", path.display()),
+            Self::PrefixExhausted(_) => "remove endpoints (`overlayctl endpoint list`) or give this host a larger prefix".into(),
+            Self::NoOwnPrefix => "set `prefixes` under [node] in the configuration".into(),
+            Self::AddressRefused { .. } => "leave the address out to get a free one".into(),
+            Self::EndpointExists { .. } => "remove it first: `overlayctl endpoint rm`".into(),
+            Self::EndpointUnknown { .. } => "see `overlayctl endpoint list`".into(),
+            Self::BadName { .. } => "use letters, digits, `-`, `_` and `.`".into(),
+            Self::Stopped => "restart overlayd".into(),
+        }
+    }
+}
+
+/// The positive errno inside a netlink error, if it is one.
+pub(crate) fn errno(error: &rtnetlink::Error) -> Option<i32> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.code.map(|code| -code.get()),
+        _ => None,
+    }
+}
+
+/// Every step of a teardown that failed; the other steps were done.
+#[derive(Debug, thiserror::Error)]
+#[error("{} step(s) of the teardown failed: {}", .0.len(), .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+pub struct TeardownErrors(pub Vec<PlumbingError>);
+
+/// A standing problem on this host, shown by `status` and `doctor`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+pub struct Problem {
+    /// A stable short name.
+    pub code: &'static str,
+    /// What is wrong.
+    pub what: String,
+    /// Why it matters.
+    pub why: String,
+    /// The exact next step.
+    pub next: String,
+}
+
+impl From<&PlumbingError> for Problem {
+    fn from(error: &PlumbingError) -> Self {
+        Self {
+            code: "plumbing",
+            what: error.to_string(),
+            why: "container packets may not reach the overlay, or not be filtered".into(),
+            next: error.next(),
+        }
+    }
+}

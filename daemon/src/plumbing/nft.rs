@@ -1,0 +1,230 @@
+//! The nft tables `inet NAME` and `arp NAME`: their text, installation and comparison.
+//!
+//! Both are replaced whole in one transaction, so that there is never a moment without the guard. What they do:
+//! containers are bound to their addresses, packets for overlay addresses are accepted from the TUN, containers and this
+//! host only, containers' packets are marked so that routing sends all of them through the TUN, containers reach their
+//! host by ICMP echo and replies only, and own prefixes are masqueraded towards the outside.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::process::{Command, Output, Stdio};
+
+use overlay_wire::Prefix;
+
+use super::desired::Attachment;
+use super::{LearnedRoutes, Masquerade, PlumbingConfig, PlumbingError, UnderlayTracking};
+
+/// The whole script that installs both tables.
+#[must_use]
+pub fn script(config: &PlumbingConfig, learned: &LearnedRoutes, attachments: &[Attachment]) -> String {
+    let name = &config.nft_table;
+    let mut text = String::with_capacity(4096);
+    for family in ["inet", "arp"] {
+        // Adding first makes the deletion succeed on a host that has no such table.
+        line(&mut text, 0, format_args!("table {family} {name}"));
+        line(&mut text, 0, format_args!("delete table {family} {name}"));
+    }
+    line(&mut text, 0, format_args!("table inet {name} {{"));
+    sets(&mut text, config, learned, attachments);
+    raw_chains(&mut text, config);
+    filter_chains(&mut text, config);
+    nat_chain(&mut text, config);
+    line(&mut text, 0, format_args!("}}"));
+    arp_table(&mut text, config, attachments);
+    text
+}
+
+fn line(text: &mut String, depth: usize, content: std::fmt::Arguments<'_>) {
+    writeln!(text, "{:width$}{content}", "", width = depth * 2).expect("writing to a String cannot fail");
+}
+
+fn prefix_set(text: &mut String, name: &str, prefixes: impl Iterator<Item = Prefix>) {
+    let (v4, v6): (Vec<Prefix>, Vec<Prefix>) = prefixes.partition(Prefix::is_ipv4);
+    for (suffix, kind, list) in [("4", "ipv4_addr", v4), ("6", "ipv6_addr", v6)] {
+        let elements: Vec<String> = list.iter().map(ToString::to_string).collect();
+        line(text, 1, format_args!("set {name}{suffix} {{ type {kind}; flags interval; auto-merge;{} }}", list_of(&elements)));
+    }
+}
+
+fn list_of(elements: &[String]) -> String {
+    if elements.is_empty() { String::new() } else { format!(" elements = {{ {} }}", elements.join(", ")) }
+}
+
+fn bindings(attachments: &[Attachment], wanted: impl Fn(&IpAddr) -> bool) -> Vec<String> {
+    let pairs = attachments.iter().flat_map(|a| a.addresses.iter().map(move |addr| (&a.host_ifname, addr)));
+    pairs.filter(|(_, addr)| wanted(addr)).map(|(ifname, addr)| format!("\"{ifname}\" . {addr}")).collect()
+}
+
+fn sets(text: &mut String, config: &PlumbingConfig, learned: &LearnedRoutes, attachments: &[Attachment]) {
+    prefix_set(text, "overlay", config.pool.iter().chain(&config.own_prefixes).copied());
+    prefix_set(text, "own", config.own_prefixes.iter().copied());
+    prefix_set(text, "behind", learned.announced.iter().copied());
+    let v4 = list_of(&bindings(attachments, IpAddr::is_ipv4));
+    let v6 = list_of(&bindings(attachments, IpAddr::is_ipv6));
+    line(text, 1, format_args!("set bound4 {{ typeof iifname . ip saddr;{v4} }}"));
+    line(text, 1, format_args!("set bound6 {{ typeof iifname . ip6 saddr;{v6} }}"));
+}
+
+fn raw_chains(text: &mut String, config: &PlumbingConfig) {
+    let (tun, group, port) = (&config.interface, config.group, config.listen_port);
+    let lines = [
+        "chain raw {".to_owned(),
+        "  type filter hook prerouting priority raw; policy accept;".to_owned(),
+        format!("  iifgroup {group} jump from_container"),
+        format!("  iifname \"{tun}\" ip daddr @own4 notrack accept"),
+        format!("  iifname \"{tun}\" ip6 daddr @own6 notrack accept"),
+        format!("  iifname {{ \"{tun}\", \"lo\" }} accept"),
+        "  ip saddr @behind4 ip daddr @overlay4 fib saddr . iif oif != 0 accept".to_owned(),
+        "  ip6 saddr @behind6 ip6 daddr @overlay6 fib saddr . iif oif != 0 accept".to_owned(),
+        "  ip daddr @overlay4 counter drop comment \"overlay address from outside\"".to_owned(),
+        "  ip6 daddr @overlay6 counter drop comment \"overlay address from outside\"".to_owned(),
+    ];
+    for content in lines {
+        line(text, 1, format_args!("{content}"));
+    }
+    if config.underlay_tracking == UnderlayTracking::Skip {
+        line(text, 2, format_args!("fib daddr type local udp dport {port} notrack"));
+        line(text, 2, format_args!("fib daddr type local meta l4proto {{ 4, 41, 47 }} notrack"));
+    }
+    let mark = config.mark_container;
+    let lines = [
+        "}".to_owned(),
+        "chain from_container {".to_owned(),
+        "  ip6 saddr fe80::/10 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } notrack accept".to_owned(),
+        "  icmpv6 type { nd-router-solicit, nd-router-advert, nd-redirect } drop".to_owned(),
+        "  meta nfproto ipv4 iifname . ip saddr != @bound4 counter drop comment \"source not bound to this interface\"".to_owned(),
+        "  meta nfproto ipv6 iifname . ip6 saddr != @bound6 counter drop comment \"source not bound to this interface\""
+            .to_owned(),
+        "  icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } notrack accept".to_owned(),
+        "  meta l4proto { 4, 41, 47 } counter drop comment \"encapsulation by a container\"".to_owned(),
+        format!("  udp dport {port} counter drop comment \"encapsulation by a container\""),
+        "  fib daddr type local accept".to_owned(),
+        "  fib daddr type { broadcast, multicast, anycast } drop".to_owned(),
+        format!("  meta mark set meta mark | 0x{mark:x} notrack accept"),
+        "}".to_owned(),
+    ];
+    for content in lines {
+        line(text, 1, format_args!("{content}"));
+    }
+    if config.underlay_tracking == UnderlayTracking::Skip {
+        let mark = config.mark_socket;
+        line(text, 1, format_args!("chain rawout {{"));
+        line(text, 2, format_args!("type filter hook output priority raw; policy accept;"));
+        line(text, 2, format_args!("meta mark & 0x{mark:x} == 0x{mark:x} notrack"));
+        line(text, 1, format_args!("}}"));
+    }
+}
+
+fn filter_chains(text: &mut String, config: &PlumbingConfig) {
+    let (tun, group) = (&config.interface, config.group);
+    let lines = [
+        "chain input {".to_owned(),
+        "  type filter hook input priority filter; policy accept;".to_owned(),
+        format!("  iifgroup {group} jump to_host"),
+        "}".to_owned(),
+        "chain to_host {".to_owned(),
+        "  ct state established,related accept".to_owned(),
+        "  icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept".to_owned(),
+        "  icmp type echo-request accept".to_owned(),
+        "  icmpv6 type echo-request accept".to_owned(),
+        "  meta l4proto tcp counter reject with tcp reset".to_owned(),
+        "  counter reject with icmpx type admin-prohibited".to_owned(),
+        "}".to_owned(),
+        "chain forward {".to_owned(),
+        "  type filter hook forward priority filter; policy accept;".to_owned(),
+        format!("  iifname \"{tun}\" oifname \"{tun}\" counter drop comment \"overlay packet with no way out\""),
+        format!("  iifgroup {group} oifname != \"{tun}\" counter drop comment \"container packet around the filter\""),
+        format!("  oifgroup {group} iifname != \"{tun}\" counter drop comment \"container packet around the filter\""),
+        "}".to_owned(),
+    ];
+    for content in lines {
+        line(text, 1, format_args!("{content}"));
+    }
+}
+
+fn nat_chain(text: &mut String, config: &PlumbingConfig) {
+    if config.masquerade == Masquerade::Off {
+        return;
+    }
+    let lines = [
+        "chain nat {".to_owned(),
+        "  type nat hook postrouting priority srcnat; policy accept;".to_owned(),
+        format!("  oifname {{ \"{}\", \"lo\" }} accept", config.interface),
+        format!("  oifgroup {} accept", config.group),
+        "  ip saddr @own4 masquerade".to_owned(),
+        "  ip6 saddr @own6 masquerade".to_owned(),
+        "}".to_owned(),
+    ];
+    for content in lines {
+        line(text, 1, format_args!("{content}"));
+    }
+}
+
+fn arp_table(text: &mut String, config: &PlumbingConfig, attachments: &[Attachment]) {
+    let bound = list_of(&bindings(attachments, IpAddr::is_ipv4));
+    line(text, 0, format_args!("table arp {} {{", config.nft_table));
+    line(text, 1, format_args!("set bound {{ typeof iifname . arp saddr ip;{bound} }}"));
+    line(text, 1, format_args!("chain input {{"));
+    line(text, 2, format_args!("type filter hook input priority filter; policy accept;"));
+    line(text, 2, format_args!("iifgroup {} iifname . arp saddr ip != @bound counter drop", config.group));
+    line(text, 1, format_args!("}}"));
+    line(text, 0, format_args!("}}"));
+}
+
+/// Installs a script in one transaction.
+///
+/// # Errors
+/// When `nft` cannot be run or refuses it; then nothing has changed.
+pub fn install(script: &str) -> Result<(), PlumbingError> {
+    let output = run(&["-f", "-"], script)?;
+    if output.status.success() { Ok(()) } else { Err(refused("install the overlay tables", &output)) }
+}
+
+/// Both tables as the kernel has them, without counters; `None` where one is missing.
+///
+/// # Errors
+/// When `nft` cannot be run.
+pub fn installed(config: &PlumbingConfig) -> Result<Option<String>, PlumbingError> {
+    let mut text = String::new();
+    for family in ["inet", "arp"] {
+        let output = run(&["-s", "list", "table", family, &config.nft_table], "")?;
+        if !output.status.success() {
+            return Ok(None);
+        }
+        text.push_str(&String::from_utf8_lossy(&output.stdout));
+    }
+    Ok(Some(text))
+}
+
+/// Removes both tables; tables that are gone already are fine.
+///
+/// # Errors
+/// When `nft` cannot be run or refuses.
+pub fn remove(config: &PlumbingConfig) -> Result<(), PlumbingError> {
+    let name = &config.nft_table;
+    let script =
+        format!("table inet {name}\ndelete table inet {name}\ntable arp {name}\ndelete table arp {name}\n");
+    let output = run(&["-f", "-"], &script)?;
+    if output.status.success() { Ok(()) } else { Err(refused("remove the overlay tables", &output)) }
+}
+
+fn refused(what: &'static str, output: &Output) -> PlumbingError {
+    PlumbingError::Nft { what, stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned() }
+}
+
+pub(super) fn run(arguments: &[&str], input: &str) -> Result<Output, PlumbingError> {
+    let mut child = Command::new("nft")
+        .args(arguments)
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(PlumbingError::NftMissing)?;
+    // A child that ended early closes the pipe; its exit status and stderr tell why.
+    if let Some(mut stdin) = child.stdin.take() {
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    child.wait_with_output().map_err(PlumbingError::NftMissing)
+}

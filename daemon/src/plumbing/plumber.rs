@@ -1,0 +1,514 @@
+//! Reads the host's state, compares it with what is wanted, and repairs the difference.
+//!
+//! Order of a reconcile: the guard (nft) first, so that nothing is reachable before it is filtered; then settings, links,
+//! addresses, routes, and the rules that make them effective last. Teardown is the reverse and goes on past failures.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute};
+
+use super::desired::{self, Attachment, Family};
+use super::endpoint::{self, AttachPlan, EndpointRequest, GATEWAY_V6};
+use super::lease::{COOLDOWN, Journal, Lease, LeaseKey, LeaseState, PREPARE_TIMEOUT, VERSION, unix};
+use super::netlink::{Kernel, Link};
+use super::sysctl::Sysctl;
+use super::{LearnedRoutes, PlumbingConfig, PlumbingError, Problem, TeardownErrors, firewall, ipam, nft};
+
+/// How much of the host a reconcile looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Links, addresses, routes and rules: what netlink tells cheaply.
+    Routing,
+    /// Also the installed nft tables, foreign firewalls and kernel settings.
+    Everything,
+}
+
+/// The outcome of a reconcile.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// What was changed, one short phrase each.
+    pub changes: Vec<String>,
+    /// What stands in the way.
+    pub problems: Vec<Problem>,
+}
+
+impl Reconciled {
+    fn note(&mut self, result: Result<(), PlumbingError>, change: impl FnOnce() -> String) {
+        match result {
+            Ok(()) => self.changes.push(change()),
+            Err(error) => self.problems.push(Problem::from(&error)),
+        }
+    }
+}
+
+/// The host plumbing of one daemon, in the network namespace of the thread that made it.
+#[derive(Debug)]
+pub struct Plumber {
+    config: PlumbingConfig,
+    learned: LearnedRoutes,
+    kernel: Kernel,
+    sysctl: Sysctl,
+    journal: Journal,
+    boot_id: String,
+    /// The script last installed and the tables as the kernel then listed them.
+    nft: Option<(String, String)>,
+    /// Problems found only by a full look, kept between cheap ones.
+    standing: Vec<Problem>,
+}
+
+impl Plumber {
+    /// Opens netlink, the journal and the recorded settings; must run inside a tokio runtime. Changes nothing.
+    ///
+    /// # Errors
+    /// When one of them cannot be opened.
+    pub fn open(config: PlumbingConfig) -> Result<Self, PlumbingError> {
+        Ok(Self {
+            kernel: Kernel::open()?,
+            sysctl: Sysctl::open(&config.state_dir)?,
+            journal: Journal::open(&config.state_dir)?,
+            boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
+            learned: LearnedRoutes::default(),
+            nft: None,
+            standing: Vec::new(),
+            config,
+        })
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &PlumbingConfig {
+        &self.config
+    }
+
+    /// Sets what the overlay reaches; effective with the next reconcile.
+    pub fn set_routes(&mut self, learned: LearnedRoutes) {
+        self.learned = learned;
+    }
+
+    /// Repairs the host. Failures become problems; everything that can be done is done.
+    pub async fn reconcile(&mut self, scope: Scope) -> Reconciled {
+        let mut outcome = Reconciled::default();
+        let links = match self.kernel.links().await {
+            Ok(links) => links,
+            Err(error) => {
+                outcome.problems.push(Problem::from(&error));
+                return outcome;
+            }
+        };
+        self.settle_leases(&links, &mut outcome).await;
+        let attachments = self.attachments(&links);
+        self.reconcile_nft(scope, &attachments, &mut outcome);
+        if scope == Scope::Everything {
+            let (changes, problems) = self.sysctl.ensure(&self.config);
+            outcome.changes.extend(changes);
+            self.standing = problems;
+            match firewall::ruleset() {
+                Ok(ruleset) => {
+                    self.standing.extend(firewall::problems(&ruleset, &self.config.nft_table, &self.config.interface));
+                }
+                Err(error) => self.standing.push(Problem::from(&error)),
+            }
+        }
+        self.reconcile_veths(&links, &mut outcome).await;
+        match links.iter().find(|link| link.name == self.config.interface) {
+            Some(tun) => {
+                self.reconcile_tun(tun, &mut outcome).await;
+                self.reconcile_routes(&attachments, tun.index, &mut outcome).await;
+            }
+            None => {
+                let missing = PlumbingError::InterfaceMissing(self.config.interface.clone());
+                outcome.problems.push(Problem::from(&missing));
+            }
+        }
+        self.reconcile_rules(&desired::rules(&self.config), &mut outcome).await;
+        outcome.problems.extend(self.standing.iter().cloned());
+        outcome
+    }
+
+    fn attachments(&self, links: &[Link]) -> Vec<Attachment> {
+        let live = self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling);
+        live.map(|lease| Attachment {
+            host_ifname: lease.host_ifname.clone(),
+            index: links.iter().find(|link| link.name == lease.host_ifname).map(|link| link.index),
+            addresses: lease.addresses.clone(),
+        })
+        .collect()
+    }
+
+    /// Ends leases whose veth is gone or whose caller never came back, and forgets those that have cooled down.
+    async fn settle_leases(&mut self, links: &[Link], outcome: &mut Reconciled) {
+        let now = SystemTime::now();
+        let leases: Vec<Lease> = self.journal.iter().cloned().collect();
+        for lease in leases {
+            let exists = links.iter().any(|link| link.name == lease.host_ifname);
+            let over = match lease.state {
+                LeaseState::Cooling if lease.older_than(COOLDOWN, now) => {
+                    outcome.note(self.journal.forget(&lease.key()), || format!("freed the addresses of {}", lease.container));
+                    continue;
+                }
+                LeaseState::Cooling => exists,
+                LeaseState::Committed => !exists,
+                LeaseState::Prepared => !exists || lease.older_than(PREPARE_TIMEOUT, now),
+            };
+            if over {
+                let result = self.end_lease(&lease).await;
+                outcome.note(result, || format!("ended the endpoint of {} ({})", lease.container, lease.host_ifname));
+            }
+        }
+    }
+
+    fn reconcile_nft(&mut self, scope: Scope, attachments: &[Attachment], outcome: &mut Reconciled) {
+        let script = nft::script(&self.config, &self.learned, attachments);
+        if let Some((installed, listing)) = &self.nft
+            && *installed == script
+        {
+            if scope == Scope::Routing {
+                return;
+            }
+            match nft::installed(&self.config) {
+                Ok(Some(now)) if now == *listing => return,
+                Ok(_) => {}
+                Err(error) => {
+                    outcome.problems.push(Problem::from(&error));
+                    return;
+                }
+            }
+        }
+        let result = nft::install(&script).and_then(|()| nft::installed(&self.config)).map(|listing| {
+            self.nft = listing.map(|listing| (script, listing));
+        });
+        outcome.note(result, || format!("installed the nft tables {}", self.config.nft_table));
+    }
+
+    async fn reconcile_tun(&self, tun: &Link, outcome: &mut Reconciled) {
+        let name = &self.config.interface;
+        if !tun.up || tun.mtu != self.config.mtu || tun.txqueuelen != self.config.txqueuelen {
+            let changes = vec![LinkAttribute::Mtu(self.config.mtu), LinkAttribute::TxQueueLen(self.config.txqueuelen)];
+            outcome.note(self.kernel.change_link(tun.index, changes).await, || format!("set {name} up"));
+        }
+        if self.sysctl.rp_filter_is_strict(name) {
+            outcome.note(self.kernel.loosen_rp_filter(tun.index).await, || format!("set rp_filter of {name} to loose"));
+        }
+        let present = match self.kernel.addresses(tun.index).await {
+            Ok(present) => present,
+            Err(error) => return outcome.problems.push(Problem::from(&error)),
+        };
+        for addr in &self.config.host_addresses {
+            let len = host_length(*addr);
+            if !present.contains(&(*addr, len)) {
+                outcome.note(self.kernel.add_address(tun.index, *addr, len).await, || format!("added {addr}/{len} to {name}"));
+            }
+        }
+        // Only what an earlier configuration of ours can have left: an address of the overlay that is not ours now.
+        let overlay = || self.config.pool.iter().chain(&self.config.own_prefixes);
+        for (addr, len) in present {
+            let wanted = self.config.host_addresses.contains(&addr) && len == host_length(addr);
+            if !wanted && overlay().any(|prefix| prefix.contains(addr)) {
+                let result = self.kernel.delete_address(tun.index, addr, len).await;
+                outcome.note(result, || format!("removed {addr}/{len} from {name}"));
+            }
+        }
+    }
+
+    async fn reconcile_veths(&self, links: &[Link], outcome: &mut Reconciled) {
+        for lease in self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling) {
+            if let Some(link) = links.iter().find(|link| link.name == lease.host_ifname) {
+                self.reconcile_veth(lease, link, outcome).await;
+            }
+        }
+    }
+
+    async fn reconcile_veth(&self, lease: &Lease, link: &Link, outcome: &mut Reconciled) {
+        if !link.up || link.mtu != lease.mtu || link.group != self.config.group {
+            let changes = vec![LinkAttribute::Mtu(lease.mtu), LinkAttribute::Group(self.config.group)];
+            outcome.note(self.kernel.change_link(link.index, changes).await, || format!("set {} up", link.name));
+        }
+        if !lease.addresses.iter().any(IpAddr::is_ipv6) {
+            return;
+        }
+        match self.kernel.addresses(link.index).await {
+            Ok(present) if present.iter().any(|(addr, _)| *addr == GATEWAY_V6) => {}
+            Ok(_) => {
+                let result = self.kernel.add_address(link.index, GATEWAY_V6, 64).await;
+                outcome.note(result, || format!("added {GATEWAY_V6} to {}", link.name));
+            }
+            Err(error) => outcome.problems.push(Problem::from(&error)),
+        }
+    }
+
+    async fn reconcile_routes(&self, attachments: &[Attachment], tun: u32, outcome: &mut Reconciled) {
+        let mut missing = desired::routes(&self.config, &self.learned, attachments, tun);
+        let tables = self.config.tables;
+        for family in Family::ALL {
+            for table in [tables.local, tables.overlay, tables.egress] {
+                let present = match self.kernel.routes(family, table).await {
+                    Ok(present) => present,
+                    Err(error) => {
+                        outcome.problems.push(Problem::from(&error));
+                        continue;
+                    }
+                };
+                for route in present.into_iter().filter(|r| r.protocol == self.config.route_protocol) {
+                    if route.spec.is_some() && route.spec.as_ref() == missing.get(&route.key) {
+                        missing.remove(&route.key);
+                    } else {
+                        let what = format!("removed route {} from table {table}", route.key.destination);
+                        outcome.note(self.kernel.delete_route(&route).await, || what);
+                    }
+                }
+            }
+        }
+        for (key, spec) in missing {
+            let result = self.kernel.put_route(key, &spec, self.config.route_protocol).await;
+            outcome.note(result, || format!("added route {} to table {}", key.destination, key.table));
+        }
+    }
+
+    async fn reconcile_rules(&self, wanted: &BTreeSet<desired::RuleSpec>, outcome: &mut Reconciled) {
+        let mut missing = wanted.clone();
+        for family in Family::ALL {
+            let present = match self.kernel.rules(family).await {
+                Ok(present) => present,
+                Err(error) => {
+                    outcome.problems.push(Problem::from(&error));
+                    continue;
+                }
+            };
+            for rule in present.into_iter().filter(|rule| self.is_ours(rule.table, rule.protocol)) {
+                if !rule.spec.as_ref().is_some_and(|spec| missing.remove(spec)) {
+                    outcome.note(self.kernel.delete_rule(&rule).await, || format!("removed a rule to table {}", rule.table));
+                }
+            }
+        }
+        for rule in missing {
+            let result = self.kernel.add_rule(&rule, self.config.route_protocol).await;
+            outcome.note(result, || format!("added rule {} ({:?})", rule.priority, rule.family));
+        }
+    }
+
+    fn is_ours(&self, table: u32, protocol: u8) -> bool {
+        let tables = self.config.tables;
+        protocol == self.config.route_protocol && [tables.local, tables.overlay, tables.egress].contains(&table)
+    }
+
+    /// Journals an endpoint and makes its veth pair, addresses, route and binding on the host side. The same request
+    /// again while it is only prepared gives the same plan.
+    ///
+    /// # Errors
+    /// When names or addresses are refused or the kernel refuses; then nothing is left behind.
+    pub async fn prepare(&mut self, request: &EndpointRequest) -> Result<AttachPlan, PlumbingError> {
+        endpoint::check_names(request)?;
+        let key: LeaseKey = (request.container.clone(), request.ifname.clone());
+        if let Some(lease) = self.journal.live(&key) {
+            if lease.state == LeaseState::Prepared {
+                return Ok(AttachPlan { lease: lease.clone() });
+            }
+            return Err(PlumbingError::EndpointExists { container: key.0, ifname: key.1 });
+        }
+        let taken = self.journal.taken();
+        let addresses = if request.addresses.is_empty() {
+            ipam::allocate(&self.config.own_prefixes, &taken)?
+        } else {
+            ipam::claim(&self.config.own_prefixes, &taken, &request.addresses)?
+        };
+        let (host_ifname, peer_ifname) =
+            endpoint::interface_names(&self.config.interface, &request.container, &request.ifname);
+        let lease = Lease {
+            version: VERSION,
+            container: key.0,
+            ifname: key.1,
+            host_ifname,
+            peer_ifname,
+            gateways: endpoint::gateways(&addresses, &self.config.host_addresses),
+            addresses,
+            mtu: self.config.mtu,
+            state: LeaseState::Prepared,
+            boot_id: self.boot_id.clone(),
+            changed_unix: unix(SystemTime::now()),
+        };
+        self.journal.put(lease.clone())?;
+        match self.make_host_side(&lease).await {
+            Ok(()) => Ok(AttachPlan { lease }),
+            Err(error) => {
+                // The caller hears why it failed; a failed clean-up is retried from the journal.
+                let _ = self.undo_prepared(&lease).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn make_host_side(&mut self, lease: &Lease) -> Result<(), PlumbingError> {
+        // A veth of that name can only be a leftover of ours: names are derived from the endpoint.
+        self.kernel.delete_link(&lease.host_ifname).await?;
+        let alias = format!("{} {}", lease.container, lease.ifname);
+        self.kernel
+            .add_veth(&lease.host_ifname, &lease.peer_ifname, lease.mtu, self.config.group, &alias)
+            .await?;
+        let outcome = self.reconcile(Scope::Routing).await;
+        let link = self.kernel.link(&lease.host_ifname).await?;
+        match link {
+            Some(link) if link.up && self.nft.is_some() => Ok(()),
+            Some(_) => Err(PlumbingError::Nft {
+                what: "bind the new interface",
+                stderr: outcome.problems.first().map_or_else(String::new, |p| p.what.clone()),
+            }),
+            None => Err(PlumbingError::InterfaceMissing(lease.host_ifname.clone())),
+        }
+    }
+
+    /// Marks an endpoint as in use; the caller has configured the container.
+    ///
+    /// # Errors
+    /// When it is unknown or the journal cannot be written.
+    pub fn commit(&mut self, key: &LeaseKey) -> Result<Lease, PlumbingError> {
+        let lease = self.known(key)?;
+        let lease = Lease { state: LeaseState::Committed, changed_unix: unix(SystemTime::now()), ..lease };
+        self.journal.put(lease.clone())?;
+        Ok(lease)
+    }
+
+    /// Undoes a prepared endpoint; its addresses are free again at once. A committed one is left alone.
+    ///
+    /// # Errors
+    /// When it is unknown, committed, or cannot be undone.
+    pub async fn abort(&mut self, key: &LeaseKey) -> Result<(), PlumbingError> {
+        let lease = self.known(key)?;
+        if lease.state == LeaseState::Committed {
+            return Err(PlumbingError::EndpointExists { container: lease.container, ifname: lease.ifname });
+        }
+        self.undo_prepared(&lease).await?;
+        self.reconcile(Scope::Routing).await;
+        Ok(())
+    }
+
+    /// Removes an endpoint; its addresses cool down.
+    ///
+    /// # Errors
+    /// When it is unknown or cannot be removed.
+    pub async fn remove(&mut self, key: &LeaseKey) -> Result<Lease, PlumbingError> {
+        let lease = self.known(key)?;
+        self.end_lease(&lease).await?;
+        self.reconcile(Scope::Routing).await;
+        Ok(lease)
+    }
+
+    /// Every endpoint, prepared and committed.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<Lease> {
+        self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling).cloned().collect()
+    }
+
+    fn known(&self, key: &LeaseKey) -> Result<Lease, PlumbingError> {
+        let unknown = || PlumbingError::EndpointUnknown { container: key.0.clone(), ifname: key.1.clone() };
+        self.journal.live(key).cloned().ok_or_else(unknown)
+    }
+
+    async fn undo_prepared(&mut self, lease: &Lease) -> Result<(), PlumbingError> {
+        self.kernel.delete_link(&lease.host_ifname).await?;
+        self.journal.forget(&lease.key())
+    }
+
+    async fn end_lease(&mut self, lease: &Lease) -> Result<(), PlumbingError> {
+        self.kernel.delete_link(&lease.host_ifname).await?;
+        let ended = Lease { state: LeaseState::Cooling, changed_unix: unix(SystemTime::now()), ..lease.clone() };
+        self.journal.put(ended)
+    }
+
+    /// Removes everything of ours from the host, in reverse order, past failures. Container veths and their leases stay,
+    /// because containers outlive a restart of the daemon, but are set down: nothing is reachable unfiltered.
+    ///
+    /// # Errors
+    /// All steps that failed.
+    pub async fn remove_all(&mut self) -> Result<(), TeardownErrors> {
+        let mut outcome = Reconciled::default();
+        let mut errors = Vec::new();
+        self.reconcile_rules(&BTreeSet::new(), &mut outcome).await;
+        for family in Family::ALL {
+            for table in [self.config.tables.egress, self.config.tables.overlay, self.config.tables.local] {
+                match self.kernel.routes(family, table).await {
+                    Ok(routes) => {
+                        for route in routes.iter().filter(|r| r.protocol == self.config.route_protocol) {
+                            errors.extend(self.kernel.delete_route(route).await.err());
+                        }
+                    }
+                    Err(error) => errors.push(error),
+                }
+            }
+        }
+        errors.extend(self.remove_addresses().await);
+        errors.extend(self.silence_veths().await);
+        errors.extend(self.sysctl.restore());
+        errors.extend(nft::remove(&self.config).err());
+        self.nft = None;
+        for problem in outcome.problems {
+            errors.push(PlumbingError::Nft { what: "remove a rule", stderr: problem.what });
+        }
+        if errors.is_empty() { Ok(()) } else { Err(TeardownErrors(errors)) }
+    }
+
+    async fn silence_veths(&self) -> Vec<PlumbingError> {
+        let links = match self.kernel.links().await {
+            Ok(links) => links,
+            Err(error) => return vec![error],
+        };
+        let mut errors = Vec::new();
+        for lease in self.journal.iter() {
+            if let Some(link) = links.iter().find(|link| link.name == lease.host_ifname) {
+                errors.extend(self.kernel.set_down(link.index).await.err());
+            }
+        }
+        errors
+    }
+
+    async fn remove_addresses(&self) -> Vec<PlumbingError> {
+        let tun = match self.kernel.link(&self.config.interface).await {
+            Ok(Some(tun)) => tun,
+            Ok(None) => return Vec::new(),
+            Err(error) => return vec![error],
+        };
+        let mut errors = Vec::new();
+        for addr in &self.config.host_addresses {
+            errors.extend(self.kernel.delete_address(tun.index, *addr, host_length(*addr)).await.err());
+        }
+        errors
+    }
+
+    /// Removes every endpoint with its veth, for an uninstall.
+    ///
+    /// # Errors
+    /// All that failed.
+    pub async fn remove_endpoints(&mut self) -> Result<(), TeardownErrors> {
+        let mut errors = Vec::new();
+        for lease in self.journal.iter().cloned().collect::<Vec<_>>() {
+            errors.extend(self.undo_prepared(&lease).await.err());
+        }
+        if errors.is_empty() { Ok(()) } else { Err(TeardownErrors(errors)) }
+    }
+
+    /// Interfaces of the kernel that decapsulate beside us when they are up, by kind.
+    ///
+    /// # Errors
+    /// When links cannot be listed.
+    pub async fn kernel_tunnels(&self) -> Result<BTreeMap<String, String>, PlumbingError> {
+        let links = self.kernel.links().await?;
+        Ok(links.iter().filter(|link| link.up).filter_map(tunnel_kind).collect())
+    }
+}
+
+fn tunnel_kind(link: &Link) -> Option<(String, String)> {
+    let kind = match link.kind.as_ref()? {
+        InfoKind::IpIp => "ipip",
+        InfoKind::SitTun => "sit",
+        InfoKind::GreTun => "gre",
+        InfoKind::GreTun6 => "ip6gre",
+        InfoKind::Ip6Tnl => "ip6tnl",
+        _ => return None,
+    };
+    Some((link.name.clone(), kind.to_owned()))
+}
+
+fn host_length(addr: IpAddr) -> u8 {
+    if addr.is_ipv4() { 32 } else { 128 }
+}

@@ -1,0 +1,235 @@
+//! The thread that keeps the host plumbed: it takes commands, listens to the kernel and looks again every 30 s.
+//!
+//! It is one thread with its own single-threaded runtime, because `nft` runs as a child and must never hold up gossip or
+//! the control socket. Notifications are gathered for a moment and reconciles are at least a second apart, so that a
+//! busy host or a contest with another program costs little.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::endpoint::{AttachPlan, EndpointRequest};
+use super::lease::{Lease, LeaseKey};
+use super::plumber::{Plumber, Reconciled, Scope};
+use super::watch::{self, Change};
+use super::{LearnedRoutes, PlumbingConfig, PlumbingError, Problem, TeardownErrors};
+
+/// How often everything is checked without a cause.
+const FULL_CHECK: Duration = Duration::from_secs(30);
+
+/// How long notifications are gathered before a look.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// Least time between two looks caused by notifications.
+const LEAST_GAP: Duration = Duration::from_secs(1);
+
+/// Commands that may wait for the thread.
+const QUEUE: usize = 64;
+
+type Reply<T> = oneshot::Sender<T>;
+
+enum Command {
+    SetRoutes(LearnedRoutes),
+    Reconcile(Reply<Reconciled>),
+    Prepare(EndpointRequest, Reply<Result<AttachPlan, PlumbingError>>),
+    Commit(LeaseKey, Reply<Result<Lease, PlumbingError>>),
+    Abort(LeaseKey, Reply<Result<(), PlumbingError>>),
+    Remove(LeaseKey, Reply<Result<Lease, PlumbingError>>),
+    List(Reply<Vec<Lease>>),
+    Stop(Reply<Result<(), TeardownErrors>>),
+}
+
+/// A handle to the plumbing thread; clones share it. Dropping all handles ends the thread and leaves the host as it is.
+#[derive(Debug, Clone)]
+pub struct PlumbingHandle {
+    commands: mpsc::Sender<Command>,
+    problems: Arc<Mutex<Vec<Problem>>>,
+}
+
+/// Starts the plumbing thread in this thread's network namespace and reconciles once; the TUN device must exist.
+///
+/// # Errors
+/// When netlink, the journal or the recorded settings cannot be opened.
+pub async fn start(config: PlumbingConfig) -> Result<(PlumbingHandle, Reconciled, JoinHandle<()>), PlumbingError> {
+    let (commands, inbox) = mpsc::channel(QUEUE);
+    let (ready, opened) = oneshot::channel();
+    let problems = Arc::new(Mutex::new(Vec::new()));
+    let shared = Arc::clone(&problems);
+    let body = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        match runtime {
+            Ok(runtime) => runtime.block_on(serve(config, inbox, ready, &shared)),
+            Err(error) => drop(ready.send(Err(PlumbingError::NetlinkSocket(error)))),
+        }
+    };
+    let thread =
+        std::thread::Builder::new().name("plumbing".into()).spawn(body).map_err(PlumbingError::NetlinkSocket)?;
+    let first = opened.await.map_err(|_| PlumbingError::Stopped)??;
+    Ok((PlumbingHandle { commands, problems }, first, thread))
+}
+
+impl PlumbingHandle {
+    /// Sets what the overlay reaches; the kernel's routes follow shortly.
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn set_routes(&self, learned: LearnedRoutes) -> Result<(), PlumbingError> {
+        self.commands.send(Command::SetRoutes(learned)).await.map_err(|_| PlumbingError::Stopped)
+    }
+
+    /// Looks at everything now.
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn reconcile(&self) -> Result<Reconciled, PlumbingError> {
+        self.call(Command::Reconcile).await
+    }
+
+    /// See [`Plumber::prepare`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn prepare(&self, request: EndpointRequest) -> Result<AttachPlan, PlumbingError> {
+        self.call(|reply| Command::Prepare(request, reply)).await?
+    }
+
+    /// See [`Plumber::commit`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn commit(&self, key: LeaseKey) -> Result<Lease, PlumbingError> {
+        self.call(|reply| Command::Commit(key, reply)).await?
+    }
+
+    /// See [`Plumber::abort`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn abort(&self, key: LeaseKey) -> Result<(), PlumbingError> {
+        self.call(|reply| Command::Abort(key, reply)).await?
+    }
+
+    /// See [`Plumber::remove`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn remove(&self, key: LeaseKey) -> Result<Lease, PlumbingError> {
+        self.call(|reply| Command::Remove(key, reply)).await?
+    }
+
+    /// Every endpoint, prepared and committed.
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn endpoints(&self) -> Result<Vec<Lease>, PlumbingError> {
+        self.call(Command::List).await
+    }
+
+    /// The problems found by the latest look.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Removes everything from the host and ends the thread; for a clean stop.
+    ///
+    /// # Errors
+    /// Every step that failed.
+    pub async fn stop(&self) -> Result<(), TeardownErrors> {
+        self.call(Command::Stop).await.map_err(|error| TeardownErrors(vec![error]))?
+    }
+
+    async fn call<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, PlumbingError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| PlumbingError::Stopped)?;
+        answer.await.map_err(|_| PlumbingError::Stopped)
+    }
+}
+
+async fn serve(
+    config: PlumbingConfig,
+    mut inbox: mpsc::Receiver<Command>,
+    ready: Reply<Result<Reconciled, PlumbingError>>,
+    problems: &Mutex<Vec<Problem>>,
+) {
+    // One slot per kind of change is enough: a waiting change says everything that a second one would.
+    let (changes, mut changed) = mpsc::channel(4);
+    let mut plumber = match watch::start(&config, changes).and_then(|()| Plumber::open(config)) {
+        Ok(plumber) => plumber,
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    let first = look(&mut plumber, Scope::Everything, problems).await;
+    if ready.send(Ok(first)).is_err() {
+        return;
+    }
+    let mut full = interval(FULL_CHECK);
+    full.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    full.reset();
+    let mut last = Instant::now();
+    let mut pending: Option<(Instant, Scope)> = None;
+    loop {
+        let due = pending.map_or_else(|| Instant::now() + FULL_CHECK, |(at, _)| at);
+        tokio::select! {
+            command = inbox.recv() => match command {
+                None => return,
+                Some(Command::Stop(reply)) => {
+                    drop(reply.send(plumber.remove_all().await));
+                    return;
+                }
+                Some(command) => obey(&mut plumber, command, problems).await,
+            },
+            Some(change) = changed.recv() => {
+                let scope = if change == Change::Nft { Scope::Everything } else { Scope::Routing };
+                pending = Some(match pending {
+                    Some((at, Scope::Routing)) => (at, scope),
+                    Some(already) => already,
+                    None => ((Instant::now() + GATHER).max(last + LEAST_GAP), scope),
+                });
+            }
+            () = sleep_until(due), if pending.is_some() => {
+                let scope = pending.take().map_or(Scope::Everything, |(_, scope)| scope);
+                look(&mut plumber, scope, problems).await;
+                last = Instant::now();
+            }
+            _ = full.tick() => {
+                pending = None;
+                look(&mut plumber, Scope::Everything, problems).await;
+                last = Instant::now();
+            }
+        }
+    }
+}
+
+async fn obey(plumber: &mut Plumber, command: Command, problems: &Mutex<Vec<Problem>>) {
+    // A caller that stopped waiting is no error here: the work is done and journalled.
+    match command {
+        Command::SetRoutes(learned) => {
+            plumber.set_routes(learned);
+            look(plumber, Scope::Routing, problems).await;
+        }
+        Command::Reconcile(reply) => drop(reply.send(look(plumber, Scope::Everything, problems).await)),
+        Command::Prepare(request, reply) => drop(reply.send(plumber.prepare(&request).await)),
+        Command::Commit(key, reply) => drop(reply.send(plumber.commit(&key))),
+        Command::Abort(key, reply) => drop(reply.send(plumber.abort(&key).await)),
+        Command::Remove(key, reply) => drop(reply.send(plumber.remove(&key).await)),
+        Command::List(reply) => drop(reply.send(plumber.endpoints())),
+        Command::Stop(_) => {}
+    }
+}
+
+async fn look(plumber: &mut Plumber, scope: Scope, problems: &Mutex<Vec<Problem>>) -> Reconciled {
+    let outcome = plumber.reconcile(scope).await;
+    for change in &outcome.changes {
+        tracing::info!(change, "host plumbing repaired");
+    }
+    let mut known = problems.lock().unwrap_or_else(PoisonError::into_inner);
+    for problem in outcome.problems.iter().filter(|problem| !known.contains(problem)) {
+        tracing::warn!(code = problem.code, what = problem.what, next = problem.next, "host plumbing problem");
+    }
+    known.clone_from(&outcome.problems);
+    drop(known);
+    outcome
+}

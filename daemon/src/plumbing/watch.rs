@@ -1,0 +1,179 @@
+//! Kernel notifications that say when to look again: links, addresses, our tables, our nft tables.
+//!
+//! A notification only says that something may have changed; the reconcile that follows reads the state afresh, so a lost
+//! or overrun notification costs time and never correctness.
+
+use std::io;
+
+use futures_util::StreamExt;
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
+use tokio::sync::mpsc;
+
+use super::{PlumbingConfig, PlumbingError, Tables};
+
+/// Multicast group of nf_tables changes (`NFNLGRP_NFTABLES`).
+const NFNLGRP_NFTABLES: u32 = 7;
+
+/// Length of the netlink header and of the nfgenmsg behind it, in bytes.
+const HEADERS: usize = 16 + 4;
+
+/// What may have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Links, addresses, rules or routes.
+    Routing,
+    /// One of our nft tables.
+    Nft,
+}
+
+/// Starts watching; must run inside a tokio runtime. A full channel is fine: a change is pending already.
+pub(super) fn start(config: &PlumbingConfig, changes: mpsc::Sender<Change>) -> Result<(), PlumbingError> {
+    watch_routing(config.tables, changes.clone()).map_err(PlumbingError::NetlinkSocket)?;
+    watch_nft(config.nft_table.clone(), changes).map_err(PlumbingError::NetlinkSocket)
+}
+
+fn watch_routing(tables: Tables, changes: mpsc::Sender<Change>) -> io::Result<()> {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+        MulticastGroup::Ipv4Rule,
+        MulticastGroup::Ipv6Rule,
+    ];
+    let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(&groups)?;
+    tokio::spawn(connection);
+    tokio::spawn(async move {
+        // The connection ends with its last handle.
+        let _handle = handle;
+        while let Some((message, _)) = messages.next().await {
+            let relevant = match &message.payload {
+                NetlinkPayload::InnerMessage(inner) => concerns(inner, tables),
+                NetlinkPayload::Overrun(_) => true,
+                _ => false,
+            };
+            if relevant && changes.try_send(Change::Routing).is_err() && changes.is_closed() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+fn concerns(message: &RouteNetlinkMessage, tables: Tables) -> bool {
+    let ours = |table: u32| [tables.local, tables.overlay, tables.egress].contains(&table);
+    match message {
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => ours(route_table(route)),
+        RouteNetlinkMessage::NewRule(rule) | RouteNetlinkMessage::DelRule(rule) => ours(rule_table(rule)),
+        _ => true,
+    }
+}
+
+fn route_table(route: &RouteMessage) -> u32 {
+    let attribute = route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    attribute.unwrap_or(u32::from(route.header.table))
+}
+
+fn rule_table(rule: &RuleMessage) -> u32 {
+    let attribute = rule.attributes.iter().find_map(|a| match a {
+        RuleAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    attribute.unwrap_or(u32::from(rule.header.table))
+}
+
+fn watch_nft(table: String, changes: mpsc::Sender<Change>) -> io::Result<()> {
+    let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+    socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+    socket.socket_mut().add_membership(NFNLGRP_NFTABLES)?;
+    tokio::spawn(async move {
+        loop {
+            let relevant = match socket.recv_from_full().await {
+                Ok((bytes, _)) => mentions_table(&bytes, &table),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => true,
+                Err(error) => {
+                    tracing::warn!(%error, "nft notifications ended; the table is still checked every 30 s");
+                    return;
+                }
+            };
+            if relevant && changes.try_send(Change::Nft).is_err() && changes.is_closed() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Whether a datagram of nf_tables messages names a table. In messages about tables, chains, rules, sets and elements
+/// attribute 1 is the table's name.
+fn mentions_table(mut bytes: &[u8], table: &str) -> bool {
+    while let Some(length) = bytes.get(..4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]) as usize) {
+        if length < 16 || length > bytes.len() {
+            return false;
+        }
+        let attributes = bytes.get(HEADERS..length).unwrap_or_default();
+        if first_attribute(attributes).is_some_and(|name| name == table.as_bytes()) {
+            return true;
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    false
+}
+
+fn first_attribute(mut attributes: &[u8]) -> Option<&[u8]> {
+    while let Some(header) = attributes.get(..4) {
+        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+        let kind = u16::from_ne_bytes([header[2], header[3]]) & 0x3fff;
+        let value = attributes.get(4..length)?;
+        if kind == 1 {
+            return Some(value.strip_suffix(&[0]).unwrap_or(value));
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(table: &str) -> Vec<u8> {
+        let mut attribute = Vec::new();
+        attribute.extend(((4 + table.len() + 1) as u16).to_ne_bytes());
+        attribute.extend(1u16.to_ne_bytes());
+        attribute.extend(table.as_bytes());
+        attribute.push(0);
+        attribute.resize(attribute.len().next_multiple_of(4), 0);
+        let mut bytes = ((HEADERS + attribute.len()) as u32).to_ne_bytes().to_vec();
+        bytes.resize(HEADERS, 0);
+        bytes.extend(attribute);
+        bytes
+    }
+
+    #[test]
+    fn second_message_of_a_datagram_is_seen() {
+        let datagram = [message("filter"), message("overlay")].concat();
+        assert!(mentions_table(&datagram, "overlay"));
+        assert!(!mentions_table(&datagram, "over"));
+        assert!(!mentions_table(&message("filter"), "overlay"));
+    }
+
+    #[test]
+    fn cut_datagram_ends_without_a_match() {
+        let datagram = message("overlay");
+        for length in 0..datagram.len() {
+            assert!(!mentions_table(&datagram[..length], "overlay"), "{length}");
+        }
+        assert!(!mentions_table(&[0; 64], "overlay"));
+    }
+}
