@@ -21,8 +21,10 @@ pub enum PlainStatus {
     /// Not asked for, or not checked yet.
     #[default]
     Unknown,
-    /// The receiver's source address was validated and lies in a trusted underlay.
-    Valid,
+    /// IPIP is asked for: the receiver's source address was validated and lies in a trusted underlay.
+    Ipip,
+    /// GRE is asked for, under the same conditions.
+    Gre,
     /// Refused: the pair must use WireGuard.
     Refused,
 }
@@ -330,16 +332,18 @@ impl PlainStatus {
     fn code(self) -> u8 {
         match self {
             Self::Unknown => 0,
-            Self::Valid => 1,
-            Self::Refused => 2,
+            Self::Ipip => 1,
+            Self::Gre => 2,
+            Self::Refused => 3,
         }
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         match reader.u8("plain status")? {
             0 => Ok(Self::Unknown),
-            1 => Ok(Self::Valid),
-            2 => Ok(Self::Refused),
+            1 => Ok(Self::Ipip),
+            2 => Ok(Self::Gre),
+            3 => Ok(Self::Refused),
             _ => Err(DecodeError::Value { field: "plain status" }),
         }
     }
