@@ -1,1 +1,36 @@
-//! What happens to one packet or one super-packet.
+//! What happens to one packet or one super-packet: source checks, packet filter, connection tracking, fragments, MTU.
+//!
+//! The crate is pure: no sockets, clock or threads of its own. The daemon builds an immutable [`Tables`] snapshot, parses
+//! each inner packet once with `overlay_wire::packet`, and asks its [`Engine`] for a [`Verdict`]: [`Engine::outbound`] for a
+//! packet read from the TUN, [`Engine::inbound`] for one decapsulated from a peer. [`explain`] runs the same decisions
+//! for a tuple without a packet and names what decides. Every drop has a [`DropReason`] with its own counter.
+//!
+//! Order of the checks: addresses that never belong on an overlay, source and destination owner, fragments, connection
+//! tracking with the filter for new flows, MTU. Nothing before connection tracking leaves state behind.
+
+#![forbid(unsafe_code)]
+
+pub mod conntrack;
+mod early;
+mod engine;
+mod explain;
+mod fragment;
+mod limiter;
+mod path;
+pub mod policy;
+mod reason;
+mod reply;
+mod tables;
+mod verdict;
+
+#[cfg(test)]
+mod testing;
+
+pub use conntrack::{Conntrack, FlowSelector, FlowSnapshot, FlowState};
+pub use engine::{Engine, Limits};
+pub use explain::{Outcome, Stage, Step, explain};
+pub use path::End;
+pub use policy::{CompiledPolicy, DecidedBy, Decision, Tuple, Warning};
+pub use reason::{Counters, DropReason, Traffic};
+pub use tables::{LocalAddresses, PeerInfo, Route, Tables};
+pub use verdict::{Origin, Released, Reply, Verdict};

@@ -1,0 +1,181 @@
+//! The packet filter, compiled: the first rule that matches decides, then the default.
+//!
+//! Asked once per new flow (and per live flow when the tables' revision moves). The cost does not grow with the number
+//! of rules as a walk would: three lookups (source prefix, destination prefix, protocol and port) each give a sparse set
+//! of rules, and the lowest rule in all three decides.
+
+mod bits;
+mod compile;
+mod default;
+mod matcher;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::IpAddr;
+
+use overlay_wire::Prefix;
+use overlay_wire::policy::{Action, DefaultPolicy, PolicySet, Rule, Selector};
+
+pub use default::Grounds;
+
+use crate::path::End;
+use matcher::Matcher;
+
+/// What the filter sees of a flow: the translated tuple of its first packet.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Tuple {
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// Upper-layer protocol.
+    pub protocol: u8,
+    /// Source port of TCP and UDP, else 0.
+    pub src_port: u16,
+    /// Destination port of TCP and UDP, else 0.
+    pub dst_port: u16,
+}
+
+impl Tuple {
+    /// The tuple of the opposite direction.
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        Self { src: self.dst, dst: self.src, protocol: self.protocol, src_port: self.dst_port, dst_port: self.src_port }
+    }
+}
+
+impl fmt::Display for Tuple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = overlay_wire::policy::Protocol::Number(self.protocol);
+        if protocol.has_ports() {
+            let end = |ip: IpAddr, port| std::net::SocketAddr::new(ip, port);
+            write!(f, "{protocol} {} -> {}", end(self.src, self.src_port), end(self.dst, self.dst_port))
+        } else {
+            write!(f, "{protocol} {} -> {}", self.src, self.dst)
+        }
+    }
+}
+
+/// What decided.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum DecidedBy {
+    /// The rule at this place, counted from 0.
+    Rule(u32),
+    /// The default policy, on these grounds.
+    Default(Grounds),
+}
+
+/// What the filter says to a new flow.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Decision {
+    /// Allow, deny or reject.
+    pub action: Action,
+    /// What decided.
+    pub by: DecidedBy,
+}
+
+impl Decision {
+    /// Whether the flow may pass.
+    #[must_use]
+    pub fn allows(self) -> bool {
+        self.action == Action::Allow
+    }
+}
+
+/// Something in a policy that is accepted and does not do what it seems to.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Warning {
+    /// No member has this name.
+    #[error("rule {}: no member is named `{name}`, so the rule matches nothing", rule + 1)]
+    UnknownHost {
+        /// The rule's place, counted from 0.
+        rule: usize,
+        /// The name.
+        name: String,
+    },
+    /// The selector needs identities or services, which this version does not have.
+    #[error("rule {}: `{selector}` matches nothing in this version; use a prefix or host:NAME", rule + 1)]
+    Unsupported {
+        /// The rule's place, counted from 0.
+        rule: usize,
+        /// The selector.
+        selector: Selector,
+    },
+    /// Source and destination have no address family in common.
+    #[error("rule {}: source and destination have no address family in common, so the rule matches nothing", rule + 1)]
+    Families {
+        /// The rule's place, counted from 0.
+        rule: usize,
+    },
+    /// An earlier rule matches everything this one does.
+    #[error("rule {}: never decides, because rule {} already matches all it matches", rule + 1, by + 1)]
+    Shadowed {
+        /// The rule's place, counted from 0.
+        rule: usize,
+        /// The earlier rule's place, counted from 0.
+        by: usize,
+    },
+}
+
+/// Finds the prefixes of a member by its name.
+pub trait HostResolver {
+    /// The prefixes of the member named `name`; `None` when there is no such member.
+    fn prefixes(&self, name: &str) -> Option<Vec<Prefix>>;
+}
+
+impl<F: Fn(&str) -> Option<Vec<Prefix>>> HostResolver for F {
+    fn prefixes(&self, name: &str) -> Option<Vec<Prefix>> {
+        self(name)
+    }
+}
+
+/// A [`PolicySet`] made ready for the packet path.
+#[derive(Clone, Debug, Default)]
+pub struct CompiledPolicy {
+    set: PolicySet,
+    matcher: Matcher,
+    warnings: Vec<Warning>,
+}
+
+impl CompiledPolicy {
+    /// Compiles a policy; `hosts` resolves `host:NAME`. Rules that can match nothing give a warning.
+    #[must_use]
+    pub fn compile(set: &PolicySet, hosts: &impl HostResolver) -> Self {
+        let (matcher, warnings) = compile::compile(&set.rules, hosts);
+        Self { set: set.clone(), matcher, warnings }
+    }
+
+    /// What was accepted and does not do what it seems to.
+    #[must_use]
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    /// The rules, in order.
+    #[must_use]
+    pub fn rules(&self) -> &[Rule] {
+        &self.set.rules
+    }
+
+    /// The default policy.
+    #[must_use]
+    pub fn default_policy(&self) -> DefaultPolicy {
+        self.set.default
+    }
+
+    /// Decides a flow by its tuple and the kind of place its two ends are.
+    #[must_use]
+    pub fn decide(&self, tuple: &Tuple, from: End, to: End) -> Decision {
+        match self.matcher.first(tuple) {
+            Some(rule) => {
+                let action = self.set.rules.get(rule as usize).map_or(Action::Deny, |rule| rule.action);
+                Decision { action, by: DecidedBy::Rule(rule) }
+            }
+            None => {
+                let (action, grounds) = default::decide(self.set.default, tuple.protocol, from, to);
+                Decision { action, by: DecidedBy::Default(grounds) }
+            }
+        }
+    }
+}
