@@ -1,5 +1,7 @@
 //! overlayd, the overlay network daemon.
 
-mod plumbing;
+mod device;
+mod underlay;
+mod wireguard;
 
 fn main() {}

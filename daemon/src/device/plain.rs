@@ -19,10 +19,13 @@ pub(super) fn open(name: &str) -> Result<OwnedFd, DeviceError> {
         return Err(DeviceError::NoTunDriver);
     }
     let iface = Iface::without_packet_info(name, Mode::Tun).map_err(|error| classify("attach", name, error))?;
-    iface.set_non_blocking().map_err(|error| classify("configure", name, error))?;
     // SAFETY: `iface` owns the descriptor and lives until the end of this function.
     let borrowed = unsafe { BorrowedFd::borrow_raw(iface.as_raw_fd()) };
     let fd = borrowed.try_clone_to_owned().map_err(|error| classify("duplicate", name, error))?;
+    // SAFETY: F_SETFL takes its flags by value.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
+        return Err(classify("configure", name, std::io::Error::last_os_error()));
+    }
     set_persistent(&fd, true).map_err(|error| classify("persist", name, error))?;
     Ok(fd)
 }
