@@ -1,7 +1,3 @@
 //! overlayd, the overlay network daemon.
 
-mod device;
-mod underlay;
-mod wireguard;
-
 fn main() {}

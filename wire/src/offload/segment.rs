@@ -77,6 +77,12 @@ impl<'a> Segments<'a> {
         self.count
     }
 
+    /// The first byte, whose upper half is the IP version.
+    #[must_use]
+    pub fn first_byte(&self) -> u8 {
+        if self.headers.is_ipv4() { 0x45 } else { 0x60 }
+    }
+
     /// Bytes of the largest segment, headers included.
     #[must_use]
     pub fn segment_len(&self) -> usize {

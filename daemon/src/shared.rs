@@ -1,0 +1,93 @@
+//! What workers and the control side share, and the messages between them. Every queue is bounded; what does not fit is
+//! dropped and counted.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::Sender;
+use overlay_dataplane::{FlowSelector, FlowSnapshot};
+use overlay_wire::PeerIndex;
+
+use crate::counters::PathCounters;
+use crate::snapshot::Snapshot;
+
+/// A datagram handed from a worker to the control side.
+#[derive(Debug)]
+pub struct Datagram {
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// Our address it came to.
+    pub local: Option<IpAddr>,
+    /// Its bytes.
+    pub bytes: Box<[u8]>,
+}
+
+/// What a worker asks of the handshake thread.
+#[derive(Debug)]
+pub enum HandshakeMessage {
+    /// A WireGuard message of kind 1 to 3.
+    Received(Datagram),
+    /// A packet waits for a session with this peer.
+    Wanted(PeerIndex),
+}
+
+/// What a worker tells the supervisor.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum WorkerEvent {
+    /// The TUN device vanished.
+    DeviceLost,
+    /// The TUN device is open again: addresses and routes must be put back.
+    DeviceBack,
+    /// The kernel refused segmentation on an underlay socket, once.
+    SegmentationLost,
+}
+
+/// What the control side asks of a worker.
+#[derive(Debug)]
+pub enum WorkerCommand {
+    /// Treat this packet as if read from the TUN.
+    Inject(Vec<u8>),
+    /// List the tracked flows, at most this many.
+    Flows(usize, Sender<Vec<FlowSnapshot>>),
+    /// Remove the flows a selector matches; how many.
+    Kill(FlowSelector, Sender<usize>),
+    /// The engine's counters.
+    Counters(Sender<overlay_dataplane::Counters>),
+    /// End the worker; remove the device's persistence when asked to.
+    Stop {
+        /// Whether the device goes with the daemon.
+        remove_device: bool,
+    },
+}
+
+/// Shared by all threads.
+#[derive(Debug)]
+pub struct Shared {
+    /// What packets are decided with.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// Drops outside the filter.
+    pub counters: PathCounters,
+    /// The daemon's start, the zero of millisecond stamps.
+    pub start: Instant,
+    /// The identifier of our data-path probes.
+    pub probe_id: u16,
+    /// To the handshake thread.
+    pub handshakes: Sender<HandshakeMessage>,
+    /// To the gossip task.
+    pub gossip: tokio::sync::mpsc::Sender<Datagram>,
+    /// To the supervisor.
+    pub events: tokio::sync::mpsc::Sender<WorkerEvent>,
+}
+
+/// Shared state behind a counted pointer.
+pub type SharedRef = Arc<Shared>;
+
+impl Shared {
+    /// Milliseconds since the start.
+    #[must_use]
+    pub fn millis(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.start).as_millis() as u64
+    }
+}
