@@ -90,6 +90,18 @@ impl SendBatch {
         self.runs.is_empty()
     }
 
+    /// Whether what waits goes over IPv6; `None` when nothing waits.
+    #[must_use]
+    pub fn family(&self) -> Option<bool> {
+        self.runs.first().map(|run| run.destination.to.is_ipv6())
+    }
+
+    /// Forgets what waits.
+    pub fn clear(&mut self) {
+        self.runs.clear();
+        self.used = 0;
+    }
+
     /// Room for one datagram of at most `len` bytes; `None` when the batch is full and must be flushed first.
     #[inline]
     pub fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {

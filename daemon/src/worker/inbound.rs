@@ -1,0 +1,353 @@
+//! From the peers to the TUN: receive, open or strip, join, decide once per super-packet, write.
+
+use std::io::IoSlice;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use overlay_dataplane::Verdict;
+use overlay_wire::gre::GreHeader;
+use overlay_wire::ipip::{self, Outer};
+use overlay_wire::offload::VnetHeader;
+use overlay_wire::offload::coalesce::{Coalescer, Joining, Trust};
+use overlay_wire::packet::Headers;
+use overlay_wire::{Encapsulation, PeerIndex, ecn};
+
+use super::transmit::{Held, Outgoing, hold};
+use super::{ReceiveSockets, Worker, inner_mtu, release};
+use crate::counters::PathDrop;
+use crate::peers::Peer;
+use crate::probe;
+use crate::shared::{Datagram, HandshakeMessage, SharedRef};
+use crate::snapshot::{GreOptions, Snapshot};
+use crate::underlay::{Family, RawProtocol, ReceiveBatch, Received};
+use crate::wireguard::{OpenError, message_kind, receiver_index};
+
+/// Messages received with one call from the UDP socket; each may hold 64 datagrams.
+const UDP_MESSAGES: usize = 16;
+/// Messages received with one call from a raw socket.
+const RAW_MESSAGES: usize = 64;
+/// Largest UDP message.
+const UDP_BUFFER: usize = 65_535;
+/// Room for the inner packets of one batch.
+const ARENA: usize = (UDP_MESSAGES + 1) * UDP_BUFFER;
+/// Outer IPv4 header with options, GRE header with all fields.
+const PLAIN_OVERHEAD: usize = 60 + 16;
+
+/// The receiving half of a worker.
+pub(super) struct Inbound {
+    shared: SharedRef,
+    udp: Vec<Arc<OwnedFd>>,
+    raw: Vec<(Arc<OwnedFd>, Family, RawProtocol)>,
+    udp_batch: ReceiveBatch,
+    raw_batch: ReceiveBatch,
+    arena: Box<[u8]>,
+    used: usize,
+    coalescer: Coalescer,
+}
+
+impl Inbound {
+    pub(super) fn new(shared: SharedRef, sockets: ReceiveSockets, mtu: usize) -> Self {
+        // A cut datagram is dropped; twice the MTU takes packets of peers with a larger one.
+        let raw_buffer = (2 * mtu + PLAIN_OVERHEAD).max(4096);
+        Self {
+            shared,
+            udp: sockets.udp,
+            raw: sockets.raw,
+            udp_batch: ReceiveBatch::new(UDP_MESSAGES, UDP_BUFFER),
+            raw_batch: ReceiveBatch::new(RAW_MESSAGES, raw_buffer),
+            arena: vec![0; ARENA].into_boxed_slice(),
+            used: 0,
+            coalescer: Coalescer::new(),
+        }
+    }
+
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
+        let raw = self.raw.iter().map(|(fd, ..)| fd.as_raw_fd());
+        self.udp.iter().map(|fd| fd.as_raw_fd()).chain(raw)
+    }
+
+    fn clear(&mut self) {
+        self.used = 0;
+        self.coalescer.clear();
+    }
+
+    /// Takes every datagram of a UDP message.
+    fn take_udp<'s>(
+        &mut self,
+        snapshot: &'s Snapshot,
+        held: &mut Option<Held<'s>>,
+        message: &Received<'_>,
+        joining: Joining,
+        now: Instant,
+    ) {
+        if message.truncated {
+            self.shared.counters.add(PathDrop::Truncated, 1);
+            return;
+        }
+        for datagram in message.bytes.chunks(message.segment) {
+            match message_kind(datagram) {
+                Some(4) => self.take_data(snapshot, held, datagram, message, joining, now),
+                Some(_) => {
+                    let message = HandshakeMessage::Received(copy(datagram, message));
+                    if self.shared.handshakes.try_send(message).is_err() {
+                        self.shared.counters.add(PathDrop::HandshakeQueue, 1);
+                    }
+                }
+                None if datagram.first().is_some_and(|kind| *kind > 4) => {
+                    if self.shared.gossip.try_send(copy(datagram, message)).is_err() {
+                        self.shared.counters.add(PathDrop::GossipQueue, 1);
+                    }
+                }
+                None => self.shared.counters.add(PathDrop::Malformed, 1),
+            }
+        }
+    }
+
+    fn take_data<'s>(
+        &mut self,
+        snapshot: &'s Snapshot,
+        held: &mut Option<Held<'s>>,
+        datagram: &[u8],
+        message: &Received<'_>,
+        joining: Joining,
+        now: Instant,
+    ) {
+        let peer = receiver_index(datagram).and_then(|index| snapshot.by_receiver.get(&(index >> 8)).copied());
+        let Some(held) = peer.and_then(|peer| hold(held, snapshot, peer)) else {
+            self.shared.counters.add(PathDrop::UnknownSession, 1);
+            return;
+        };
+        let index = held.index;
+        let Some(tunnel) = held.state.tunnel.as_mut() else {
+            self.shared.counters.add(PathDrop::UnknownSession, 1);
+            return;
+        };
+        let start = self.used;
+        let opened = match tunnel.open(datagram, &mut self.arena[start..]) {
+            Ok(opened) => opened,
+            Err(error) => {
+                let reason = match error {
+                    OpenError::NoSession => PathDrop::UnknownSession,
+                    OpenError::Authentication => PathDrop::Authentication,
+                    OpenError::Replay | OpenError::CounterLimit => PathDrop::Replay,
+                    OpenError::Malformed | OpenError::OutputTooShort => PathDrop::Malformed,
+                };
+                self.shared.counters.add(reason, 1);
+                return;
+            }
+        };
+        // A responder's first session becomes usable with the first packet opened.
+        held.usable = true;
+        if opened.newest {
+            Peer::learn_path(&mut held.state, message.from, message.local);
+        }
+        held.path.peer.counters.received(1, opened.len as u64, self.shared.millis(now));
+        if opened.len > 0 {
+            self.take_inner(start, opened.len, index, message.tos, joining, Trust::Authenticated);
+        }
+    }
+
+    /// Parses an inner packet that lies in the arena at `start` and adds it to the batch.
+    fn take_inner(&mut self, start: usize, len: usize, peer: PeerIndex, outer_tos: u8, joining: Joining, trust: Trust) {
+        let packet = &mut self.arena[start..start + len];
+        let Ok(mut headers) = Headers::parse(packet) else {
+            self.shared.counters.add(PathDrop::Inner, 1);
+            return;
+        };
+        // Only the ECN bits of the outer header count, and only when set (RFC 6040, section 4.2).
+        if outer_tos & 3 != 0 && ecn::decapsulate_packet(outer_tos, packet, &mut headers).is_err() {
+            self.shared.counters.add(PathDrop::Congestion, 1);
+            return;
+        }
+        self.used = start + usize::from(headers.total_len);
+        self.coalescer.push(&self.arena, start, &headers, peer.0, joining, trust);
+    }
+
+    /// Takes one message of a raw socket.
+    fn take_raw<'s>(
+        &mut self,
+        snapshot: &'s Snapshot,
+        held: &mut Option<Held<'s>>,
+        message: &Received<'_>,
+        (family, protocol): (Family, RawProtocol),
+        joining: Joining,
+        now: Instant,
+    ) {
+        if message.truncated {
+            self.shared.counters.add(PathDrop::Truncated, 1);
+            return;
+        }
+        // Before any look inside: is the sender a validated peer? (An IPv6 raw socket delivers the payload alone.)
+        let source: IpAddr = message.from.ip();
+        let Some(index) = snapshot.by_source.get(&source).copied() else {
+            self.shared.counters.add(PathDrop::UnknownSource, 1);
+            return;
+        };
+        let (payload, tos) = match family {
+            Family::V4 => match Outer::parse_ipv4(message.bytes) {
+                Ok((outer, payload)) => (payload, outer.tos),
+                Err(_) => {
+                    self.shared.counters.add(PathDrop::Inner, 1);
+                    return;
+                }
+            },
+            Family::V6 => (message.bytes, message.tos),
+        };
+        let Some(held) = hold(held, snapshot, index) else { return };
+        let expected = if protocol == RawProtocol::Gre { Encapsulation::Gre } else { Encapsulation::Ipip };
+        if held.path.encapsulation != expected {
+            self.shared.counters.add(PathDrop::WrongEncapsulation, 1);
+            return;
+        }
+        let inner = match protocol {
+            RawProtocol::Gre => match strip_gre(payload, &held.path.gre, &mut held.state.gre_received) {
+                Ok(inner) => inner,
+                Err(reason) => {
+                    self.shared.counters.add(reason, 1);
+                    return;
+                }
+            },
+            RawProtocol::Ipv4 | RawProtocol::Ipv6 => {
+                if ipip::check_inner(protocol.number(), payload).is_err() {
+                    self.shared.counters.add(PathDrop::Inner, 1);
+                    return;
+                }
+                payload
+            }
+        };
+        let start = self.used;
+        let Some(room) = self.arena.get_mut(start..start + inner.len()) else {
+            self.shared.counters.add(PathDrop::Truncated, 1);
+            return;
+        };
+        room.copy_from_slice(inner);
+        let len = inner.len();
+        held.path.peer.counters.received(1, len as u64, self.shared.millis(now));
+        self.take_inner(start, len, index, tos, joining, Trust::Unverified);
+    }
+}
+
+fn copy(datagram: &[u8], message: &Received<'_>) -> Datagram {
+    Datagram { from: message.from, local: message.local, bytes: datagram.into() }
+}
+
+/// Checks and removes a GRE header.
+fn strip_gre<'a>(packet: &'a [u8], options: &GreOptions, received: &mut Option<u32>) -> Result<&'a [u8], PathDrop> {
+    let (header, inner) = GreHeader::parse(packet).map_err(|_| PathDrop::GreHeader)?;
+    let key_fits = header.key == options.key || (options.previous_key.is_some() && header.key == options.previous_key);
+    if !key_fits {
+        return Err(PathDrop::GreKey);
+    }
+    if header.checksum != options.checksum || header.check_payload(inner).is_err() {
+        return Err(PathDrop::GreHeader);
+    }
+    // As Linux receives: a missing or older number is refused, a surplus one ignored.
+    if options.sequence {
+        let sequence = header.sequence.ok_or(PathDrop::GreHeader)?;
+        if received.is_some_and(|newest| (sequence.wrapping_sub(newest) as i32) <= 0) {
+            return Err(PathDrop::GreHeader);
+        }
+        *received = Some(sequence);
+    }
+    Ok(inner)
+}
+
+impl Worker {
+    /// Receives and delivers at most a batch per socket; how many messages came.
+    pub(super) fn receive(&mut self, snapshot: &Snapshot, now: Instant) -> usize {
+        let joining = self.queue.as_ref().map_or(Joining::Off, |queue| queue.joining());
+        let mut total = 0;
+        for i in 0..self.inbound.udp.len() {
+            let fd = self.inbound.udp[i].as_raw_fd();
+            let mut batch = std::mem::replace(&mut self.inbound.udp_batch, ReceiveBatch::new(0, 0));
+            let count = batch.receive(fd).unwrap_or(0);
+            if count > 0 {
+                let mut held = None;
+                for message in (0..count).filter_map(|i| batch.message(i)) {
+                    self.inbound.take_udp(snapshot, &mut held, &message, joining, now);
+                }
+                release(&mut held);
+                self.deliver_batch(snapshot, now);
+                total += count;
+            }
+            self.inbound.udp_batch = batch;
+        }
+        for i in 0..self.inbound.raw.len() {
+            let (fd, family, protocol) = (self.inbound.raw[i].0.as_raw_fd(), self.inbound.raw[i].1, self.inbound.raw[i].2);
+            let mut batch = std::mem::replace(&mut self.inbound.raw_batch, ReceiveBatch::new(0, 0));
+            let count = batch.receive(fd).unwrap_or(0);
+            if count > 0 {
+                let mut held = None;
+                for message in (0..count).filter_map(|i| batch.message(i)) {
+                    self.inbound.take_raw(snapshot, &mut held, &message, (family, protocol), joining, now);
+                }
+                release(&mut held);
+                self.deliver_batch(snapshot, now);
+                total += count;
+            }
+            self.inbound.raw_batch = batch;
+        }
+        total
+    }
+
+    /// Decides and writes the packets and super-packets of a batch.
+    fn deliver_batch(&mut self, snapshot: &Snapshot, now: Instant) {
+        let mut arena = std::mem::take(&mut self.inbound.arena);
+        let coalescer = std::mem::take(&mut self.inbound.coalescer);
+        for entry in coalescer.entries() {
+            let peer = PeerIndex(entry.tag);
+            let headers = &entry.headers;
+            let packet = &mut arena[entry.first()];
+            let verdict =
+                self.engine.inbound(&snapshot.tables, peer, headers, packet, entry.segments, now, &mut self.reply);
+            match verdict {
+                Verdict::Deliver => {
+                    if self.consume_probe(snapshot, peer, headers, &arena[entry.first()], now) {
+                        continue;
+                    }
+                    let header = entry.finish(&mut arena);
+                    self.write_entry(&header, &arena, entry.first(), entry.payloads());
+                }
+                Verdict::DropWithReply(_) => {
+                    let reply = std::mem::take(&mut self.reply);
+                    let mut held = None;
+                    if let Some(held) = hold(&mut held, snapshot, peer) {
+                        let mtu = inner_mtu(snapshot, peer);
+                        self.transmitter.to_peer(held, &Outgoing::Packet(reply.packet()), 0, mtu, now);
+                    }
+                    self.reply = reply;
+                }
+                Verdict::Forward(_) | Verdict::ForwardFragmented(..) | Verdict::Held | Verdict::Drop(_) => {}
+            }
+            if headers.fragment.is_some() {
+                self.release_fragments(snapshot, now);
+            }
+        }
+        self.inbound.arena = arena;
+        self.inbound.coalescer = coalescer;
+        self.inbound.clear();
+    }
+
+    fn write_entry(&mut self, header: &VnetHeader, arena: &[u8], first: std::ops::Range<usize>, payloads: &[(usize, usize)]) {
+        let mut parts = [IoSlice::new(&[]); 65];
+        parts[0] = IoSlice::new(&arena[first]);
+        for (part, (at, len)) in parts[1..].iter_mut().zip(payloads) {
+            *part = IoSlice::new(&arena[*at..at + len]);
+        }
+        self.write_device(header, &parts[..=payloads.len()]);
+    }
+
+    /// Takes the answer to one of our data-path probes; whether it was one.
+    fn consume_probe(&mut self, snapshot: &Snapshot, peer: PeerIndex, headers: &Headers, packet: &[u8], now: Instant) -> bool {
+        let Some(sequence) = probe::reply_sequence(headers, packet, self.shared.probe_id) else { return false };
+        if !snapshot.tables.local.host.contains(&headers.dst) {
+            return false;
+        }
+        let Some(path) = snapshot.peer(peer) else { return false };
+        path.peer.probes.lock().answer(sequence, now);
+        true
+    }
+}
+
