@@ -2,13 +2,11 @@
 
 #![deny(unsafe_code)]
 
+#[expect(dead_code, unused_imports, reason = "bound to the backend by the supervisor")]
+mod api;
 pub mod counters;
 pub mod device;
-pub mod handshake;
-pub mod peers;
+pub mod plumbing;
 pub mod probe;
-pub mod shared;
-pub mod snapshot;
 pub mod underlay;
 pub mod wireguard;
-pub mod worker;
