@@ -113,13 +113,19 @@ impl PlumbingError {
             Self::Netlink { source, .. } if errno(source) == Some(libc::EPERM) => {
                 "give overlayd CAP_NET_ADMIN (the shipped overlayd.service does) and restart it".into()
             }
-            Self::Netlink { .. } | Self::NetlinkSocket(_) => "see `journalctl -u overlayd`; run `overlayctl doctor`".into(),
+            Self::Netlink { .. } | Self::NetlinkSocket(_) => {
+                "see `journalctl -u overlayd`; run `overlayctl doctor`".into()
+            }
             Self::InterfaceMissing(_) => "overlayd makes it again by itself; if this stays, restart overlayd".into(),
             Self::NftMissing(_) => "install the package `nftables`".into(),
             Self::Nft { .. } => "run `nft list ruleset` as root to see what is in the way".into(),
             Self::File { path, .. } => format!("check space and permissions of {}", path.display()),
-            Self::StateFormat { path, .. } => format!("install the release that wrote it, or remove {}", path.display()),
-            Self::PrefixExhausted(_) => "remove endpoints (`overlayctl endpoint list`) or give this host a larger prefix".into(),
+            Self::StateFormat { path, .. } => {
+                format!("install the release that wrote it, or remove {}", path.display())
+            }
+            Self::PrefixExhausted(_) => {
+                "remove endpoints (`overlayctl endpoint list`) or give this host a larger prefix".into()
+            }
             Self::NoOwnPrefix => "set `prefixes` under [node] in the configuration".into(),
             Self::AddressRefused { .. } => "leave the address out to get a free one".into(),
             Self::EndpointExists { .. } => "remove it first: `overlayctl endpoint rm`".into(),

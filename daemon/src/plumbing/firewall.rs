@@ -110,7 +110,10 @@ pub fn remedy(chain: &DroppingChain, keeper: Keeper, tun: &str) -> (Vec<String>,
             vec![format!("ufw route delete allow in on {tun}"), format!("ufw route delete allow out on {tun}")],
         ),
         Keeper::Firewalld => (
-            vec![format!("firewall-cmd --permanent --zone=trusted --add-interface={tun}"), "firewall-cmd --reload".into()],
+            vec![
+                format!("firewall-cmd --permanent --zone=trusted --add-interface={tun}"),
+                "firewall-cmd --reload".into(),
+            ],
             vec![
                 format!("firewall-cmd --permanent --zone=trusted --remove-interface={tun}"),
                 "firewall-cmd --reload".into(),
@@ -118,7 +121,8 @@ pub fn remedy(chain: &DroppingChain, keeper: Keeper, tun: &str) -> (Vec<String>,
         ),
         Keeper::Other => {
             let target = format!("{} {} {}", chain.family, chain.table, chain.chain);
-            let add = |side: &str| format!("nft insert rule {target} {side} \"{tun}\" counter accept comment \"{COMMENT}\"");
+            let add =
+                |side: &str| format!("nft insert rule {target} {side} \"{tun}\" counter accept comment \"{COMMENT}\"");
             let undo = format!("nft -a list chain {target}   # then: nft delete rule {target} handle N");
             (vec![add("iifname"), add("oifname")], vec![undo])
         }
@@ -134,7 +138,10 @@ pub fn problems(ruleset: &str, ours: &str, tun: &str) -> Vec<Problem> {
             let (fix, _) = remedy(&chain, keeper(ruleset, &chain), tun);
             Problem {
                 code: "forward-dropped",
-                what: format!("chain {} of table {} {} drops forwarded packets", chain.chain, chain.family, chain.table),
+                what: format!(
+                    "chain {} of table {} {} drops forwarded packets",
+                    chain.chain, chain.family, chain.table
+                ),
                 why: "packets between containers and the overlay die in it".into(),
                 next: format!("overlayctl doctor --fix, or: {}", fix.join(" && ")),
             }

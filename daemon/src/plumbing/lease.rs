@@ -153,7 +153,9 @@ impl Journal {
         let Some(lease) = self.leases.get(key) else { return Ok(()) };
         let path = self.path(lease);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(PlumbingError::file("remove", &path)(error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(PlumbingError::file("remove", &path)(error));
+            }
             _ => {}
         }
         self.leases.remove(key);

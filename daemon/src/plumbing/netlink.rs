@@ -10,7 +10,8 @@ use overlay_wire::Prefix;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
-    AfSpecInet, AfSpecUnspec, InetDevConf, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecUnspec, InetDevConf, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -78,8 +79,14 @@ impl Kernel {
     }
 
     pub(crate) async fn links(&self) -> Result<Vec<Link>, PlumbingError> {
-        let messages: Vec<LinkMessage> =
-            self.handle.link().get().execute().try_collect().await.map_err(PlumbingError::netlink("list interfaces"))?;
+        let messages: Vec<LinkMessage> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(PlumbingError::netlink("list interfaces"))?;
         Ok(messages.iter().map(parse_link).collect())
     }
 
@@ -215,9 +222,7 @@ impl Kernel {
         set_table(&mut filter, table);
         let found: Result<Vec<RouteMessage>, _> = self.handle.route().get(filter).execute().try_collect().await;
         match found {
-            Ok(messages) => {
-                Ok(messages.into_iter().filter_map(parse_route).filter(|r| r.key.table == table).collect())
-            }
+            Ok(messages) => Ok(messages.into_iter().filter_map(parse_route).filter(|r| r.key.table == table).collect()),
             // The table does not exist yet, or the kernel has no IPv6.
             Err(error) if matches!(errno(&error), Some(libc::ENOENT | libc::EAFNOSUPPORT)) => Ok(Vec::new()),
             Err(error) => Err(PlumbingError::netlink(format!("list routes of table {table}"))(error)),
@@ -373,8 +378,7 @@ fn parse_route(message: RouteMessage) -> Option<KernelRoute> {
         AddressFamily::Inet6 => IpAddr::from([0u8; 16]),
         _ => return None,
     };
-    let destination =
-        Prefix::truncating(destination.unwrap_or(any), message.header.destination_prefix_length).ok()?;
+    let destination = Prefix::truncating(destination.unwrap_or(any), message.header.destination_prefix_length).ok()?;
     let expected_metric = if any.is_ipv4() { None } else { Some(IPV6_METRIC) };
     let target = match message.header.kind {
         RouteType::Unicast => oif.map(Target::Interface),

@@ -43,7 +43,11 @@ fn prefix_set(text: &mut String, name: &str, prefixes: impl Iterator<Item = Pref
     let (v4, v6): (Vec<Prefix>, Vec<Prefix>) = prefixes.partition(Prefix::is_ipv4);
     for (suffix, kind, list) in [("4", "ipv4_addr", v4), ("6", "ipv6_addr", v6)] {
         let elements: Vec<String> = list.iter().map(ToString::to_string).collect();
-        line(text, 1, format_args!("set {name}{suffix} {{ type {kind}; flags interval; auto-merge;{} }}", list_of(&elements)));
+        line(
+            text,
+            1,
+            format_args!("set {name}{suffix} {{ type {kind}; flags interval; auto-merge;{} }}", list_of(&elements)),
+        );
     }
 }
 
@@ -203,8 +207,7 @@ pub fn installed(config: &PlumbingConfig) -> Result<Option<String>, PlumbingErro
 /// When `nft` cannot be run or refuses.
 pub fn remove(config: &PlumbingConfig) -> Result<(), PlumbingError> {
     let name = &config.nft_table;
-    let script =
-        format!("table inet {name}\ndelete table inet {name}\ntable arp {name}\ndelete table arp {name}\n");
+    let script = format!("table inet {name}\ndelete table inet {name}\ntable arp {name}\ndelete table arp {name}\n");
     let output = run(&["-f", "-"], &script)?;
     if output.status.success() { Ok(()) } else { Err(refused("remove the overlay tables", &output)) }
 }

@@ -145,7 +145,9 @@ impl Plumber {
             let exists = links.iter().any(|link| link.name == lease.host_ifname);
             let over = match lease.state {
                 LeaseState::Cooling if lease.older_than(COOLDOWN, now) => {
-                    outcome.note(self.journal.forget(&lease.key()), || format!("freed the addresses of {}", lease.container));
+                    outcome.note(self.journal.forget(&lease.key()), || {
+                        format!("freed the addresses of {}", lease.container)
+                    });
                     continue;
                 }
                 LeaseState::Cooling => exists,
@@ -198,7 +200,9 @@ impl Plumber {
         for addr in &self.config.host_addresses {
             let len = host_length(*addr);
             if !present.contains(&(*addr, len)) {
-                outcome.note(self.kernel.add_address(tun.index, *addr, len).await, || format!("added {addr}/{len} to {name}"));
+                outcome.note(self.kernel.add_address(tun.index, *addr, len).await, || {
+                    format!("added {addr}/{len} to {name}")
+                });
             }
         }
         // Only what an earlier configuration of ours can have left: an address of the overlay that is not ours now.
@@ -278,7 +282,9 @@ impl Plumber {
             };
             for rule in present.into_iter().filter(|rule| self.is_ours(rule.table, rule.protocol)) {
                 if !rule.spec.as_ref().is_some_and(|spec| missing.remove(spec)) {
-                    outcome.note(self.kernel.delete_rule(&rule).await, || format!("removed a rule to table {}", rule.table));
+                    outcome.note(self.kernel.delete_rule(&rule).await, || {
+                        format!("removed a rule to table {}", rule.table)
+                    });
                 }
             }
         }
@@ -343,9 +349,7 @@ impl Plumber {
         // A veth of that name can only be a leftover of ours: names are derived from the endpoint.
         self.kernel.delete_link(&lease.host_ifname).await?;
         let alias = format!("{} {}", lease.container, lease.ifname);
-        self.kernel
-            .add_veth(&lease.host_ifname, &lease.peer_ifname, lease.mtu, self.config.group, &alias)
-            .await?;
+        self.kernel.add_veth(&lease.host_ifname, &lease.peer_ifname, lease.mtu, self.config.group, &alias).await?;
         let outcome = self.reconcile(Scope::Routing).await;
         let link = self.kernel.link(&lease.host_ifname).await?;
         match link {

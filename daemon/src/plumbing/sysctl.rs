@@ -48,7 +48,9 @@ impl Sysctl {
         let undo_file = state_dir.join("sysctl-undo.json");
         let undo = match fs::read(&undo_file) {
             Ok(bytes) => parse_undo(&undo_file, &bytes)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Undo { version: VERSION, old: BTreeMap::new() },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Undo { version: VERSION, old: BTreeMap::new() }
+            }
             Err(error) => return Err(PlumbingError::file("read", &undo_file)(error)),
         };
         Ok(Self { root: root.to_owned(), undo_file, undo })
@@ -248,7 +250,8 @@ mod tests {
 
     #[test]
     fn strict_rp_filter_is_the_larger_of_both_being_one() {
-        for (all, own, strict) in [("1", "0", true), ("0", "1", true), ("1", "2", false), ("2", "1", false), ("0", "0", false)]
+        for (all, own, strict) in
+            [("1", "0", true), ("0", "1", true), ("1", "2", false), ("2", "1", false), ("0", "0", false)]
         {
             let root = tree(&[("net/ipv4/conf/all/rp_filter", all), ("net/ipv4/conf/overlay0/rp_filter", own)]);
             let sysctl = Sysctl::under(root.path(), root.path()).unwrap();

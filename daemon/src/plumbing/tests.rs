@@ -4,8 +4,8 @@ mod namespaces;
 
 use std::path::Path;
 
-use super::*;
 use super::desired::Attachment;
+use super::*;
 
 /// A configuration with both families, as the tests of this module use it.
 pub(super) fn config(state_dir: &Path) -> PlumbingConfig {
@@ -41,8 +41,7 @@ fn learned_prefix_inside_the_pool_or_announced_here_adds_no_route() {
         ],
         announced: vec!["192.168.9.0/24".parse().unwrap()],
     };
-    let found: Vec<String> =
-        desired::overlay_destinations(&config, &learned).iter().map(ToString::to_string).collect();
+    let found: Vec<String> = desired::overlay_destinations(&config, &learned).iter().map(ToString::to_string).collect();
     assert_eq!(found, ["10.42.0.0/16", "192.168.7.0/24", "fd42::/48"]);
 }
 

@@ -86,16 +86,24 @@ fn is_root() -> bool {
 fn snapshot() -> String {
     let mut text = String::new();
     for command in [
-        "ip -o link | sed 's/state [A-Z]*//'",
+        "ip -o link | sed 's/state [A-Z]*//; s/NO-CARRIER,//; s/,LOWER_UP//'",
         "ip -o -4 address; ip -o -6 address show scope global",
-        "ip -4 rule; ip -6 rule",
-        "ip -4 route show table all; ip -6 route show table all | grep -v fe80 | grep -v ff00",
+        "ip -N -4 rule; ip -N -6 rule",
+        "{ ip -N -4 route show table all; ip -N -6 route show table all | grep -v -e fe80 -e ff00; } | sed 's/ linkdown//'",
         "nft -s list ruleset",
         "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding",
     ] {
         text += &run(command).1;
     }
     text
+}
+
+/// The lines that only one of two snapshots has, whatever their order.
+fn difference(new: &str, old: &str) -> Vec<String> {
+    let only = |sign: &str, from: &str, other: &str| -> Vec<String> {
+        from.lines().filter(|l| !other.lines().any(|o| o == *l)).map(|l| format!("{sign}{l}")).collect()
+    };
+    [only("+", new, old), only("-", old, new)].concat()
 }
 
 /// What the daemon does with packets between local parties: it writes back what it reads, until the test process ends.
@@ -144,10 +152,16 @@ fn reconcile_installs_everything_once_and_removal_leaves_nothing() {
         assert_eq!(first.problems, [], "{}", snapshot());
         assert!(!first.changes.is_empty());
         let installed = snapshot();
-        for expected in ["from all iif overlay0 lookup 1001", "not from all fwmark 0x200/0x200 lookup 1002",
-            "unreachable 10.42.1.0/24 table 1001 proto 99", "10.42.0.0/16 dev overlay0 table 1002 proto 99",
-            "src 10.42.1.1", "default dev overlay0 table 1003", "fd42::/48 dev overlay0 table 1002", "table inet overlay"]
-        {
+        for expected in [
+            "from all iif overlay0 lookup 1001",
+            "not from all fwmark 0x200/0x200 lookup 1002",
+            "10.42.1.0/24 table 1001 proto 99",
+            "10.42.0.0/16 dev overlay0 table 1002 proto 99",
+            "src 10.42.1.1",
+            "default dev overlay0 table 1003 proto 99",
+            "fd42::/48 dev overlay0 table 1002",
+            "table inet overlay",
+        ] {
             assert!(installed.contains(expected), "{expected} is missing in {installed}");
         }
         let second = plumber.reconcile(Scope::Everything).await;
@@ -160,15 +174,16 @@ fn reconcile_installs_everything_once_and_removal_leaves_nothing() {
         adopted.remove_all().await.unwrap();
         sh("ip link set overlay0 down mtu 1500 txqueuelen 500");
         let after = snapshot();
-        let without_tun = |text: &str| text.lines().filter(|l| !l.contains("overlay0")).collect::<Vec<_>>().join("\n");
-        assert_eq!(without_tun(&after), without_tun(&before));
+        assert_eq!(difference(&after, &before), Vec::<String>::new());
     });
 }
 
 #[test]
 fn every_kind_of_damage_is_repaired_and_foreign_state_is_left_alone() {
     on_host(|config| async move {
-        sh("ip link add foreign type veth peer name other; ip link set foreign up; ip addr add 192.0.2.1/24 dev foreign");
+        sh(
+            "ip link add foreign type veth peer name other; ip link set foreign up; ip addr add 192.0.2.1/24 dev foreign",
+        );
         sh("ip rule add pref 99 fwmark 7 lookup 55; ip rule add pref 100 fwmark 8 lookup 1001 proto 4");
         sh("ip route add 198.51.100.0/24 dev foreign table 1002 proto 4; nft add table inet theirs");
         let mut plumber = Plumber::open(config).unwrap();
@@ -196,12 +211,17 @@ fn every_kind_of_damage_is_repaired_and_foreign_state_is_left_alone() {
             assert_ne!(snapshot(), whole, "`{damage}` does no damage");
             let repaired = plumber.reconcile(Scope::Everything).await;
             assert_eq!(repaired.problems, [], "after `{damage}`");
-            let sorted = |text: &str| { let mut lines: Vec<_> = text.lines().map(str::to_owned).collect(); lines.sort(); lines };
-            assert_eq!(sorted(&snapshot()), sorted(&whole), "after `{damage}`");
+            assert_eq!(difference(&snapshot(), &whole), Vec::<String>::new(), "after `{damage}`");
         }
         plumber.remove_all().await.unwrap();
         let after = snapshot();
-        for foreign in ["192.0.2.1/24", "lookup 55", "fwmark 0x8 lookup 1001", "198.51.100.0/24 dev foreign table 1002", "table inet theirs"] {
+        for foreign in [
+            "192.0.2.1/24",
+            "lookup 55",
+            "fwmark 0x8 lookup 1001",
+            "198.51.100.0/24 dev foreign table 1002",
+            "table inet theirs",
+        ] {
             assert!(after.contains(foreign), "{foreign} is gone: {after}");
         }
     });
@@ -234,9 +254,9 @@ fn flushed_nft_table_is_back_within_seconds() {
 fn container_packets_cross_the_tun_and_host_packets_do_not() {
     on_host(|config| async move {
         let outside = Namespace::new("out");
-        sh(&format!("ip link add nic type veth peer name up netns {}", outside.0));
+        sh(&format!("ip link add nic type veth peer name wan netns {}", outside.0));
         sh("ip addr add 192.0.2.1/24 dev nic; ip -6 addr add 2001:db8::1/64 dev nic nodad; ip link set nic up");
-        outside.sh("sh -c 'ip link set lo up; ip addr add 192.0.2.9/24 dev up; ip -6 addr add 2001:db8::9/64 dev up nodad; ip link set up up'");
+        outside.sh("sh -c 'ip link set lo up; ip addr add 192.0.2.9/24 dev wan; ip -6 addr add 2001:db8::9/64 dev wan nodad; ip link set wan up'");
         let mut plumber = Plumber::open(config).unwrap();
         let bounce = Bounce::start();
         assert_eq!(plumber.reconcile(Scope::Everything).await.problems, []);
@@ -284,7 +304,9 @@ fn container_cannot_spoof_encapsulate_or_reach_host_ports() {
         // Host ports are closed, also on other addresses of the host; ICMP echo is open.
         let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let connect = |to: &str| one.succeeds(&format!("python3 -c \"import socket; socket.create_connection(('{to}', {port}), 2)\""));
+        let connect = |to: &str| {
+            one.succeeds(&format!("python3 -c \"import socket; socket.create_connection(('{to}', {port}), 2)\""))
+        };
         assert!(!connect("10.42.1.1"));
         sh("nft flush chain inet overlay to_host");
         assert!(connect("10.42.1.1"), "the positive control failed");
@@ -295,9 +317,9 @@ fn container_cannot_spoof_encapsulate_or_reach_host_ports() {
 fn overlay_address_from_the_nic_is_dropped_unless_an_announced_network_sent_it() {
     on_host(|config| async move {
         let outside = Namespace::new("out");
-        sh(&format!("ip link add nic type veth peer name up netns {}", outside.0));
+        sh(&format!("ip link add nic type veth peer name wan netns {}", outside.0));
         sh("ip addr add 192.0.2.1/24 dev nic; ip link set nic up");
-        outside.sh("sh -c 'ip link set lo up; ip addr add 192.0.2.9/24 dev up; ip link set up up; ip route add 10.42.0.0/16 via 192.0.2.1'");
+        outside.sh("sh -c 'ip link set lo up; ip addr add 192.0.2.9/24 dev wan; ip link set wan up; ip route add 10.42.0.0/16 via 192.0.2.1'");
         let mut plumber = Plumber::open(config).unwrap();
         assert_eq!(plumber.reconcile(Scope::Everything).await.problems, []);
         assert!(outside.succeeds("ping -c 1 -W 2 192.0.2.1"));
@@ -315,7 +337,9 @@ fn lease_whose_container_is_gone_is_ended_and_its_address_cools_down() {
         assert_eq!(plumber.reconcile(Scope::Everything).await.problems, []);
         let one = Namespace::new("one");
         let lease = attach(&mut plumber, &one, "one").await.lease;
-        let again = plumber.prepare(&EndpointRequest { container: "one".into(), ifname: "eth0".into(), addresses: vec![] }).await;
+        let again = plumber
+            .prepare(&EndpointRequest { container: "one".into(), ifname: "eth0".into(), addresses: vec![] })
+            .await;
         assert!(matches!(again, Err(PlumbingError::EndpointExists { .. })));
         sh(&format!("ip link del {}", lease.host_ifname));
         // The daemon was away meanwhile.
