@@ -1,62 +1,224 @@
 //! The gossip state machine: who is a member, who is up, and which signed records exist.
 //!
 //! Sans-IO: `handle_*` change state, `poll_*` say what to send, what happened and when to call again. It has no clock and
-//! no ambient randomness; the same inputs with the same seed give the same outputs, byte for byte.
+//! no ambient randomness; the same inputs with the same seed give the same outputs, byte for byte. Every table is
+//! bounded: members, records per owner, pending contacts, relays, sources, and both output queues.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use overlay_wire::gossip::{PlainStatus, Record, RouteAnnouncement, RouteVerdict};
-use overlay_wire::{HostId, Prefix};
+use overlay_wire::HostId;
+use overlay_wire::gossip::envelope::Envelope;
+use overlay_wire::gossip::{Message, PlainStatus, RecordKey, RecordKind, RouteAnnouncement};
+use rand_chacha::ChaCha20Rng;
+use rand_core::SeedableRng as _;
+use x25519_dalek::{PublicKey, StaticSecret};
 
 mod config;
+mod contact;
+mod crypto;
+mod detect;
+mod limiter;
+mod pair;
+mod peer;
+mod publish;
+mod report;
+mod spread;
+mod store;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub use config::{ForeignPrefixes, GossipConfig, GossipError, OwnHost, StaticMember, cluster_id};
 pub use view::{DownReason, GossipCounters, GossipEvent, MemberState, MemberView, Transmit};
 
+use crate::identity::IdentityKey;
 use crate::rib::Rib;
+use limiter::ContactLimiter;
+use pair::OpenError;
+use peer::{MEMBER_RATE, Peer};
+use store::Store;
+
+/// The most members in one cluster.
+pub const MAX_MEMBERS: usize = 1024;
+/// The protocol versions this software speaks.
+pub const PROTOCOL_VERSIONS: (u16, u16) = (1, 1);
+/// The most datagrams or events waiting to be polled.
+const MAX_QUEUED: usize = 8192;
+/// The protocol period: probes, one digest exchange, questions about our routes.
+const TICK: Duration = Duration::from_secs(1);
+/// A timer this late means that this process stood still.
+const STALL: Duration = Duration::from_secs(2);
+/// The least pause between probes out of turn to one member.
+const PROMPT_GAP: Duration = Duration::from_millis(200);
+/// The least pause between two alarms about one member's identity.
+const ALARM_GAP: Duration = Duration::from_secs(60);
+/// The least pause between two answers to one record of ours that came back newer than we hold it.
+const RECLAIM_GAP: Duration = Duration::from_secs(10);
+/// The pause between the first contacts with two members at start.
+const START_SPACING: Duration = Duration::from_millis(2);
 
 /// The gossip state machine.
 ///
 /// The driver calls [`Self::handle_datagram`] for each datagram whose first byte is 32 or above, [`Self::handle_timeout`]
-/// when [`Self::poll_timeout`] is due, and drains [`Self::poll_transmit`] and [`Self::poll_event`] after each.
+/// when [`Self::poll_timeout`] is due, and drains [`Self::poll_transmit`] and [`Self::poll_event`] after each call.
 pub struct Gossip {
-    config: GossipConfig,
+    identity: IdentityKey,
+    host: HostId,
+    cluster: [u8; 32],
+    boot_epoch: u64,
+    box_secret: StaticSecret,
+    box_public: PublicKey,
+    own: OwnHost,
+    announced: Vec<RouteAnnouncement>,
+    foreign: Vec<ForeignPrefixes>,
+    peers: BTreeMap<HostId, Peer>,
+    /// Receive tags of all pairs.
+    tags: BTreeMap<[u8; 8], HostId>,
+    wireguard_keys: BTreeMap<HostId, [u8; 32]>,
+    store: Store,
+    /// Records of ours that were signed in this run.
+    published_here: BTreeSet<RecordKey>,
+    /// When a record of ours that came back was last overruled.
+    reclaimed: BTreeMap<RecordKey, Instant>,
+    next_version: u64,
+    own_version: u64,
+    introduce_counter: u64,
+    contacts: ContactLimiter,
+    relays: BTreeMap<u64, Relay>,
+    pushes: BTreeMap<RecordKey, u32>,
+    next_push: Option<Instant>,
+    next_tick: Instant,
+    last_probed: Option<HostId>,
     rib: Arc<Rib>,
+    routes_stale: bool,
+    rng: ChaCha20Rng,
     transmits: VecDeque<Transmit>,
     events: VecDeque<GossipEvent>,
     counters: GossipCounters,
 }
 
+/// A probe made for another member.
+#[derive(Debug, Clone, Copy)]
+struct Relay {
+    requester: HostId,
+    nonce: u64,
+    target: HostId,
+    sent: Instant,
+}
+
 impl Gossip {
     /// Starts the state machine; first contacts go out with the first [`Self::handle_timeout`].
     ///
-    /// `boot_epoch` must be greater than in every earlier run of this identity.
+    /// `boot_epoch` must be greater than in every earlier run of this identity, and `seed` must come from the operating
+    /// system's generator: the sealing keys of this run are drawn from it.
     ///
     /// # Errors
     /// When the own record does not fit or there are too many members.
-    pub fn new(config: GossipConfig, _seed: [u8; 32], _now: Instant, _boot_epoch: u64) -> Result<Self, GossipError> {
-        Ok(Self {
-            config,
+    pub fn new(config: GossipConfig, seed: [u8; 32], now: Instant, boot_epoch: u64) -> Result<Self, GossipError> {
+        let mut rng = ChaCha20Rng::from_seed(seed);
+        let box_secret = StaticSecret::random_from_rng(&mut rng);
+        let mut gossip = Self {
+            host: config.identity.host_id(),
+            identity: config.identity,
+            cluster: config.cluster,
+            boot_epoch,
+            box_public: PublicKey::from(&box_secret),
+            box_secret,
+            own: config.own,
+            announced: Vec::new(),
+            foreign: config.foreign,
+            peers: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            wireguard_keys: BTreeMap::new(),
+            store: Store::default(),
+            published_here: BTreeSet::new(),
+            reclaimed: BTreeMap::new(),
+            next_version: boot_epoch.max(1),
+            own_version: 0,
+            introduce_counter: 0,
+            contacts: ContactLimiter::new(now),
+            relays: BTreeMap::new(),
+            pushes: BTreeMap::new(),
+            next_push: None,
+            next_tick: now + TICK,
+            last_probed: None,
             rib: Arc::default(),
+            routes_stale: true,
+            rng,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             counters: GossipCounters::default(),
-        })
+        };
+        let body = gossip.host_body(&gossip.own)?;
+        gossip.set_members(config.members, now)?;
+        gossip.publish(gossip.own_key(RecordKind::HOST), body, now);
+        // Whatever an earlier run announced is withdrawn until it is announced again.
+        gossip.publish(gossip.own_key(RecordKind::ROUTES), Vec::new(), now);
+        gossip.settle_routes();
+        Ok(gossip)
     }
 
     /// Takes a datagram from the underlay; what does not authenticate is counted and answered with silence.
-    pub fn handle_datagram(&mut self, _from: SocketAddr, _bytes: &[u8], _now: Instant) {}
+    pub fn handle_datagram(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) {
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        match Envelope::parse(bytes) {
+            Err(_) => self.counters.malformed += 1,
+            Ok(Envelope::Sealed { header, tag, nonce, ciphertext }) => {
+                self.handle_sealed(from, header, tag, &nonce, ciphertext, now);
+            }
+            Ok(Envelope::Introduce { header, ephemeral, nonce, ciphertext }) => {
+                self.handle_introduce(from, header, &ephemeral, &nonce, ciphertext, now);
+            }
+            Ok(Envelope::IntroduceAck { header, tag, box_key, nonce, ciphertext }) => {
+                self.handle_introduce_ack(from, header, tag, &box_key, &nonce, ciphertext, now);
+            }
+        }
+        self.settle_routes();
+    }
 
-    /// Does what is due.
-    pub fn handle_timeout(&mut self, _now: Instant) {}
+    /// Does what is due: first contacts, probe rounds, pushes, and once a second the protocol period.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.poll_timeout().is_some_and(|due| now.saturating_duration_since(due) > STALL) {
+            self.forgive_all(now);
+        }
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let hosts: Vec<HostId> = self.peers.keys().copied().collect();
+        for host in hosts {
+            if self.peers.get(&host).is_some_and(|peer| due(peer.probe.map(|probe| probe.deadline))) {
+                self.probe_deadline(host, now);
+            }
+            let round = self.peers.get(&host).is_some_and(|peer| peer.probe.is_none() && due(peer.verification.next));
+            if round {
+                if let Some(peer) = self.peers.get_mut(&host) {
+                    // Set again when the round fails; cleared for good when the member answers.
+                    peer.verification.next = Some(now + TICK);
+                }
+                self.start_probe(host, now);
+            }
+            if self.peers.get(&host).is_some_and(|peer| due(peer.contact.next)) {
+                self.send_introduce(host, now);
+            }
+        }
+        if due(self.next_push) {
+            self.push_tick(now);
+        }
+        if self.next_tick <= now {
+            self.next_tick = now + TICK;
+            self.probe_tick(now);
+            self.digest_tick();
+            self.verdict_tick(now);
+        }
+        self.settle_routes();
+    }
 
     /// The next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        self.transmits.pop_front()
+        let transmit = self.transmits.pop_front();
+        self.counters.sent += u64::from(transmit.is_some());
+        transmit
     }
 
     /// The next event.
@@ -67,99 +229,217 @@ impl Gossip {
     /// When to call [`Self::handle_timeout`] next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        let per_peer = self.peers.values().flat_map(|peer| {
+            let round = if peer.probe.is_some() { None } else { peer.verification.next };
+            [peer.contact.next, peer.probe.map(|probe| probe.deadline), round]
+        });
+        per_peer.chain([self.next_push, Some(self.next_tick)]).flatten().min()
     }
 
-    /// Replaces the member list and grants, as after a reload.
+    /// Replaces the member list and grants, as after a reload; records of hosts that are members no more are forgotten.
     ///
     /// # Errors
     /// When there are too many members; nothing changes then.
-    pub fn set_members(&mut self, members: Vec<StaticMember>, _now: Instant) -> Result<(), GossipError> {
-        self.config.members = members;
+    pub fn set_members(&mut self, members: Vec<StaticMember>, now: Instant) -> Result<(), GossipError> {
+        if members.len() > MAX_MEMBERS {
+            return Err(GossipError::TooManyMembers { count: members.len(), max: MAX_MEMBERS });
+        }
+        let mut wanted: BTreeMap<HostId, StaticMember> =
+            members.into_iter().map(|member| (member.host_id(), member)).collect();
+        wanted.remove(&self.host);
+        let gone: Vec<HostId> = self.peers.keys().filter(|host| !wanted.contains_key(host)).copied().collect();
+        for host in gone {
+            if let Some(pair) = self.peers.remove(&host).and_then(|peer| peer.pair) {
+                self.tags.remove(&pair.receive_tag());
+            }
+            self.wireguard_keys.remove(&host);
+            self.store.remove_owner(host);
+            self.relays.retain(|_, relay| relay.requester != host && relay.target != host);
+        }
+        let mut first_contact = now;
+        for (host, member) in wanted {
+            match self.peers.get_mut(&host) {
+                Some(peer) => {
+                    let moved = peer.member.endpoints != member.endpoints;
+                    peer.member = member;
+                    if moved && !peer.state.is_reachable() {
+                        peer.seek(now);
+                    }
+                }
+                None => {
+                    self.peers.insert(host, Peer::new(member, now, first_contact));
+                    first_contact += START_SPACING;
+                }
+            }
+        }
+        self.routes_stale = true;
+        self.settle_routes();
         Ok(())
     }
 
     /// Replaces the foreign peers' prefixes.
     pub fn set_foreign(&mut self, foreign: Vec<ForeignPrefixes>, _now: Instant) {
-        self.config.foreign = foreign;
+        self.foreign = foreign;
+        self.routes_stale = true;
+        self.settle_routes();
     }
 
     /// Replaces what this host says about itself and publishes it when it differs.
     ///
     /// # Errors
     /// When the record does not fit; nothing changes then.
-    pub fn set_own_host(&mut self, own: OwnHost, _now: Instant) -> Result<(), GossipError> {
-        self.config.own = own;
+    pub fn set_own_host(&mut self, own: OwnHost, now: Instant) -> Result<(), GossipError> {
+        let body = self.host_body(&own)?;
+        self.own = own;
+        self.routes_stale = true;
+        self.publish(self.own_key(RecordKind::HOST), body, now);
+        self.settle_routes();
         Ok(())
     }
 
     /// Replaces the announced prefixes and publishes them when they differ.
     ///
     /// # Errors
-    /// When there are too many; nothing changes then.
-    pub fn announce(&mut self, _routes: Vec<RouteAnnouncement>, _now: Instant) -> Result<(), GossipError> {
+    /// When there are more than 46; nothing changes then.
+    pub fn announce(&mut self, mut routes: Vec<RouteAnnouncement>, now: Instant) -> Result<(), GossipError> {
+        routes.sort_by_key(|route| (route.prefix, route.metric));
+        routes.dedup_by_key(|route| route.prefix);
+        let body = Self::routes_body(&routes)?;
+        self.announced = routes;
+        self.routes_stale = true;
+        self.publish(self.own_key(RecordKind::ROUTES), body, now);
+        self.settle_routes();
         Ok(())
     }
 
     /// Says what this host thinks of carrying a member's packets without encryption; sent along with probes.
-    pub fn set_plain_status(&mut self, _member: HostId, _plain: PlainStatus) {}
+    pub fn set_plain_status(&mut self, member: HostId, plain: PlainStatus, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(&member)
+            && peer.plain_ours != plain
+        {
+            peer.plain_ours = plain;
+            if peer.state.is_reachable() && peer.probe.is_none() {
+                self.start_probe(member, now);
+            }
+        }
+    }
 
-    /// Asks a member for an answer right now, as after an address change.
-    pub fn probe_now(&mut self, _now: Instant) {}
+    /// Asks every member for an answer right now, as after an address change of this host.
+    pub fn probe_now(&mut self, now: Instant) {
+        let hosts: Vec<HostId> = self.peers.keys().copied().collect();
+        for host in hosts {
+            let Some(peer) = self.peers.get_mut(&host) else { continue };
+            if peer.state.is_reachable() {
+                self.start_probe(host, now);
+            } else {
+                peer.seek(now);
+            }
+        }
+    }
 
     /// Tells every reachable member that this host is stopping.
-    pub fn leave(&mut self, _now: Instant) {}
-
-    /// The host id of this host.
-    #[must_use]
-    pub fn host_id(&self) -> HostId {
-        self.config.identity.host_id()
+    pub fn leave(&mut self, _now: Instant) {
+        let hosts: Vec<HostId> =
+            self.peers.values().filter(|peer| peer.state.is_reachable()).map(|peer| peer.host).collect();
+        hosts.into_iter().for_each(|host| self.send(host, &Message::Leave));
     }
 
-    /// The state of every member, in host id order.
-    #[must_use]
-    pub fn members(&self) -> Vec<MemberView> {
-        Vec::new()
+    fn handle_sealed(
+        &mut self,
+        from: SocketAddr,
+        header: &[u8],
+        tag: [u8; 8],
+        nonce: &[u8; 24],
+        ciphertext: &[u8],
+        now: Instant,
+    ) {
+        let Some(host) = self.tags.get(&tag).copied() else {
+            self.counters.unknown_sender += 1;
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(&host) else { return };
+        if !peer.bucket.take(MEMBER_RATE, (header.len() + ciphertext.len()) as u64, now) {
+            self.counters.rate_limited += 1;
+            return;
+        }
+        let Some(pair) = peer.pair.as_mut() else { return };
+        let opened = match pair.open(nonce, header, ciphertext) {
+            Ok(opened) => opened,
+            Err(OpenError::Unauthenticated) => {
+                self.counters.unauthenticated += 1;
+                return;
+            }
+            Err(OpenError::Replayed) => {
+                self.counters.replayed += 1;
+                return;
+            }
+        };
+        self.counters.received += 1;
+        self.heard_from(host, from, now);
+        if opened.is_newest {
+            self.move_endpoint(host, from);
+        }
+        match Message::decode(&opened.message) {
+            Ok(message) => self.handle_message(host, from, message, now),
+            Err(_) => self.counters.unknown_message += 1,
+        }
     }
 
-    /// The state of one member.
-    #[must_use]
-    pub fn member(&self, _host: HostId) -> Option<MemberView> {
-        None
+    fn handle_message(&mut self, host: HostId, from: SocketAddr, message: Message, now: Instant) {
+        let is_answer = matches!(message, Message::Ack { .. });
+        match message {
+            Message::Probe { nonce, plain } => self.handle_probe(host, from, nonce, plain),
+            Message::Ack { nonce, plain, observed } => self.handle_ack(host, from, nonce, plain, observed, now),
+            Message::IndirectProbe { nonce, target } => self.handle_indirect_probe(host, nonce, target, now),
+            Message::IndirectAck { nonce, target } => self.handle_indirect_ack(nonce, target),
+            Message::Digest(hashes) => self.handle_digest(host, &hashes),
+            Message::Versions { bucket, after, through, entries } => {
+                self.handle_versions(host, bucket, (after, through), &entries, now);
+            }
+            Message::Want(keys) => self.handle_want(host, &keys),
+            Message::Records(records) => {
+                records.into_iter().for_each(|record| self.accept_record(record, now));
+            }
+            Message::Suspect { host: suspect } => self.handle_suspect(suspect, now),
+            Message::Leave => {
+                self.member_down(host, DownReason::Left, now);
+                return;
+            }
+            Message::VerdictRequest { .. } => self.handle_verdict_request(host),
+            Message::Verdicts { version, entries } => self.handle_verdicts(host, version, entries),
+        }
+        if !is_answer {
+            self.prompt_probe(host, now);
+        }
     }
 
-    /// The routes that follow from configuration and records.
-    #[must_use]
-    pub fn rib(&self) -> Arc<Rib> {
-        Arc::clone(&self.rib)
+    /// Seals a message for a member and queues it for the member's usual address.
+    fn send(&mut self, host: HostId, message: &Message) {
+        if let Some(to) = self.peers.get(&host).and_then(Peer::address) {
+            self.send_to(host, message, to);
+        }
     }
 
-    /// Every record held, in key order.
-    pub fn records(&self) -> impl Iterator<Item = &Record> {
-        std::iter::empty()
+    fn send_to(&mut self, host: HostId, message: &Message, to: SocketAddr) {
+        let Some(pair) = self.peers.get_mut(&host).and_then(|peer| peer.pair.as_mut()) else { return };
+        if let Some(datagram) = pair.seal(message, self.boot_epoch, &mut self.rng) {
+            self.transmit(to, datagram);
+        }
     }
 
-    /// What each member made of the prefixes this host announces.
-    #[must_use]
-    pub fn announced_verdicts(&self) -> BTreeMap<HostId, Vec<(Prefix, RouteVerdict)>> {
-        BTreeMap::new()
+    fn transmit(&mut self, to: SocketAddr, bytes: Vec<u8>) {
+        if self.transmits.len() >= MAX_QUEUED {
+            self.counters.queue_full += 1;
+            return;
+        }
+        self.transmits.push_back(Transmit { to, bytes });
     }
 
-    /// The GRE key shared with a member, and the previous one for 5 s after a change.
-    #[must_use]
-    pub fn gre_keys(&self, _member: HostId, _now: Instant) -> Option<(u32, Option<u32>)> {
-        None
-    }
-
-    /// The addresses under which members see this host.
-    #[must_use]
-    pub fn observed_addresses(&self) -> Vec<SocketAddr> {
-        Vec::new()
-    }
-
-    /// What became of datagrams.
-    #[must_use]
-    pub fn counters(&self) -> GossipCounters {
-        self.counters
+    fn emit(&mut self, event: GossipEvent) {
+        if self.events.len() >= MAX_QUEUED {
+            self.counters.queue_full += 1;
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
     }
 }

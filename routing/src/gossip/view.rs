@@ -140,9 +140,17 @@ pub enum GossipEvent {
         /// The version.
         version: u64,
     },
-    /// Another process signs with this host's identity: a cloned machine.
+    /// A record signed with this host's identity comes from a run that is not older than this one: a cloned machine.
     OwnIdentityElsewhere {
-        /// Where its datagrams come from.
+        /// The boot epoch of the other run.
+        boot_epoch: u64,
+    },
+    /// An older run of a member tries first contact while a newer one is known: a cloned machine, or a boot epoch that
+    /// went backwards. Reported at most once a minute per member.
+    IdentityInUseTwice {
+        /// The member.
+        host: HostId,
+        /// Where the older run's first contact came from.
         from: SocketAddr,
     },
     /// Members see this host at another address than before.

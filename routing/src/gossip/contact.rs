@@ -1,0 +1,241 @@
+//! First contact: INTRODUCE and its answer, also after a restart of either end.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use overlay_wire::HostId;
+use overlay_wire::gossip::envelope::{IntroduceAckContent, IntroduceContent, introduce_ack_header, introduce_header};
+use overlay_wire::gossip::{Message, Record, RecordKey, RecordKind};
+use rand_core::RngCore as _;
+use x25519_dalek::{PublicKey, StaticSecret};
+
+use super::Gossip;
+use super::crypto::{AckTranscript, IntroduceKeys, diffie_hellman, introduce_signed_bytes, open, seal};
+use super::limiter::SourceKind;
+use super::peer::PendingContact;
+use super::view::{GossipEvent, MemberState};
+use crate::identity::IdentityPublic;
+
+impl Gossip {
+    /// Sends an INTRODUCE to every address of a member and schedules the next.
+    pub(super) fn send_introduce(&mut self, host: HostId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&host) else { return };
+        let pause = peer.next_contact_pause(&mut self.rng);
+        // With very many members down the pauses grow, so that trying them stays cheap.
+        let crowd = (self.peers.values().filter(|peer| peer.contact.next.is_some()).count() / 64) as u32;
+        let Some(peer) = self.peers.get_mut(&host) else { return };
+        peer.contact.next = Some(now + pause * (1 + crowd));
+        let addresses = peer.candidates();
+        if addresses.is_empty() {
+            return;
+        }
+        let secret = StaticSecret::random_from_rng(&mut self.rng);
+        let ephemeral = PublicKey::from(&secret).to_bytes();
+        let Some(keys) = IntroduceKeys::new(&secret, &peer.member.identity.to_x25519()) else { return };
+        let Some(record) = self.store.get(&record_key(self.host)).cloned() else { return };
+        self.introduce_counter += 1;
+        let mut content = IntroduceContent {
+            identity: *self.identity.public().as_bytes(),
+            boot_epoch: self.boot_epoch,
+            counter: self.introduce_counter,
+            nonce: self.rng.next_u64(),
+            record,
+            signature: [0; 64],
+        };
+        let signed = introduce_signed_bytes(&self.cluster, host, &ephemeral, &content.unsigned_bytes());
+        content.signature = self.identity.sign(&signed);
+        let mut nonce = [0; 24];
+        self.rng.fill_bytes(&mut nonce);
+        let key = keys.introduce_key(&self.cluster, host, &ephemeral);
+        let datagram = seal(&key, &nonce, introduce_header(&ephemeral, &nonce), &content.encode());
+        let tag = keys.tag(&ephemeral);
+        peer.remember_contact(PendingContact { tag, nonce: content.nonce, secret, ephemeral, keys, sent: now });
+        addresses.into_iter().for_each(|to| self.transmit(to, datagram.clone()));
+    }
+
+    /// Checks an INTRODUCE and answers it; everything that fails is met with silence.
+    pub(super) fn handle_introduce(
+        &mut self,
+        from: SocketAddr,
+        header: &[u8],
+        ephemeral: &[u8; 32],
+        nonce: &[u8; 24],
+        ciphertext: &[u8],
+        now: Instant,
+    ) {
+        let known = self.peers.values().any(|peer| peer.is_endpoint(from));
+        let kind = if known { SourceKind::Member } else { SourceKind::Stranger };
+        if !self.contacts.allow(from.ip(), kind, now) {
+            self.counters.rate_limited += 1;
+            return;
+        }
+        let Some((content, keys, host)) = self.open_introduce(header, ephemeral, nonce, ciphertext) else {
+            self.counters.unauthenticated += 1;
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(&host) else {
+            self.counters.unauthenticated += 1;
+            return;
+        };
+        let stamp = (content.boot_epoch, content.counter);
+        if peer.contact.newest_seen.is_some_and(|newest| stamp <= newest) {
+            self.counters.replayed += 1;
+            let older_run = peer.contact.newest_seen.is_some_and(|(epoch, _)| content.boot_epoch < epoch);
+            let recent = peer.last_older_run.is_some_and(|at| now.saturating_duration_since(at) < super::ALARM_GAP);
+            if older_run && !recent {
+                peer.last_older_run = Some(now);
+                self.emit(GossipEvent::IdentityInUseTwice { host, from });
+            }
+            return;
+        }
+        if content.record.key.kind != RecordKind::HOST || content.record.key.owner != host {
+            self.counters.unauthenticated += 1;
+            return;
+        }
+        peer.contact.newest_seen = Some(stamp);
+        self.counters.received += 1;
+        self.accept_record(content.record, now);
+        self.answer_introduce(host, from, ephemeral, content.nonce, &keys);
+        self.heard_from(host, from, now);
+        self.move_endpoint(host, from);
+        self.prompt_probe(host, now);
+    }
+
+    /// Opens an INTRODUCE and verifies its signature by a configured member.
+    fn open_introduce(
+        &self,
+        header: &[u8],
+        ephemeral: &[u8; 32],
+        nonce: &[u8; 24],
+        ciphertext: &[u8],
+    ) -> Option<(IntroduceContent, IntroduceKeys, HostId)> {
+        let keys = IntroduceKeys::new(&self.identity.to_x25519(), &PublicKey::from(*ephemeral))?;
+        let key = keys.introduce_key(&self.cluster, self.host, ephemeral);
+        let bytes = open(&key, nonce, header, ciphertext)?;
+        let content = IntroduceContent::decode(&bytes).ok()?;
+        let identity = IdentityPublic::from_bytes(&content.identity).ok()?;
+        let host = identity.host_id();
+        if self.peers.get(&host)?.member.identity != identity {
+            return None;
+        }
+        let signed = introduce_signed_bytes(&self.cluster, self.host, ephemeral, &content.unsigned_bytes());
+        identity.verify(&signed, &content.signature).ok()?;
+        Some((content, keys, host))
+    }
+
+    fn answer_introduce(
+        &mut self,
+        host: HostId,
+        to: SocketAddr,
+        ephemeral: &[u8; 32],
+        nonce: u64,
+        keys: &IntroduceKeys,
+    ) {
+        let Some(record) = self.store.get(&record_key(self.host)).cloned() else { return };
+        let Some(box_shared) = diffie_hellman(&self.box_secret, &PublicKey::from(*ephemeral)) else { return };
+        let box_key = self.box_public.to_bytes();
+        let transcript = AckTranscript {
+            cluster: &self.cluster,
+            initiator: host,
+            responder: self.host,
+            ephemeral,
+            responder_box: &box_key,
+            nonce,
+        };
+        let key = keys.ack_key(&transcript, &box_shared);
+        let content = IntroduceAckContent { nonce, boot_epoch: self.boot_epoch, observed: Some(to), record };
+        let mut aead_nonce = [0; 24];
+        self.rng.fill_bytes(&mut aead_nonce);
+        let header = introduce_ack_header(&keys.tag(ephemeral), &box_key, &aead_nonce);
+        let datagram = seal(&key, &aead_nonce, header, &content.encode());
+        self.transmit(to, datagram);
+    }
+
+    /// Takes the answer to one of our INTRODUCEs.
+    pub(super) fn handle_introduce_ack(
+        &mut self,
+        from: SocketAddr,
+        header: &[u8],
+        tag: [u8; 8],
+        box_key: &[u8; 32],
+        nonce: &[u8; 24],
+        ciphertext: &[u8],
+        now: Instant,
+    ) {
+        let found = self.peers.values().find_map(|peer| {
+            let at = peer.contact.pending.iter().position(|pending| pending.tag == tag)?;
+            Some((peer.host, at))
+        });
+        let Some((host, at)) = found else {
+            self.counters.unknown_sender += 1;
+            return;
+        };
+        let Some((content, sent)) = self.open_introduce_ack(host, at, header, box_key, nonce, ciphertext) else {
+            self.counters.unauthenticated += 1;
+            return;
+        };
+        self.counters.received += 1;
+        self.accept_record(content.record, now);
+        let Some(peer) = self.peers.get_mut(&host) else { return };
+        // One answer per INTRODUCE: a copy finds no pending entry any more.
+        peer.contact.pending.clear();
+        peer.measure(now.saturating_duration_since(sent));
+        self.note_observed(host, content.observed);
+        self.heard_from(host, from, now);
+        self.move_endpoint(host, from);
+        self.member_answers(host, now);
+        self.prompt_probe(host, now);
+    }
+
+    fn open_introduce_ack(
+        &self,
+        host: HostId,
+        at: usize,
+        header: &[u8],
+        box_key: &[u8; 32],
+        nonce: &[u8; 24],
+        ciphertext: &[u8],
+    ) -> Option<(IntroduceAckContent, Instant)> {
+        let peer = self.peers.get(&host)?;
+        let pending = peer.contact.pending.get(at)?;
+        let box_shared = diffie_hellman(&pending.secret, &PublicKey::from(*box_key))?;
+        let transcript = AckTranscript {
+            cluster: &self.cluster,
+            initiator: self.host,
+            responder: host,
+            ephemeral: &pending.ephemeral,
+            responder_box: box_key,
+            nonce: pending.nonce,
+        };
+        let bytes = open(&pending.keys.ack_key(&transcript, &box_shared), nonce, header, ciphertext)?;
+        let content = IntroduceAckContent::decode(&bytes).ok()?;
+        let is_theirs = content.record.key == record_key(host) && content.nonce == pending.nonce;
+        is_theirs.then_some((content, pending.sent))
+    }
+
+    /// Sends a probe at once, at most every 200 ms, to a member that we hear but who has not answered us yet.
+    pub(super) fn prompt_probe(&mut self, host: HostId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&host) else { return };
+        let recent = peer.last_prompt_probe.is_some_and(|last| now.saturating_duration_since(last) < super::PROMPT_GAP);
+        if peer.probe.is_some() || recent || (peer.state == MemberState::Up && peer.validated_source.is_some()) {
+            return;
+        }
+        peer.last_prompt_probe = Some(now);
+        self.start_probe(host, now);
+    }
+
+    /// Greets a member that came up: what each holds is compared at once.
+    pub(super) fn greet(&mut self, host: HostId) {
+        let digest = Message::Digest(Box::new(*self.store.digest()));
+        self.send(host, &digest);
+    }
+}
+
+fn record_key(host: HostId) -> RecordKey {
+    RecordKey { owner: host, kind: RecordKind::HOST, shard: 0 }
+}
+
+/// Whether a record is a host's own description.
+pub(super) fn is_host_record(record: &Record) -> bool {
+    record.key.kind == RecordKind::HOST
+}

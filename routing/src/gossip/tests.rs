@@ -1,0 +1,5 @@
+//! Whole clusters of state machines under virtual time.
+
+mod attack;
+mod cluster;
+mod sim;
