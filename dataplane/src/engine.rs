@@ -354,3 +354,6 @@ fn clamp(input: &Input<'_>, path: &Path, packet: &mut [u8]) {
         mss::clamp(packet, input.headers, mss::largest(peer.inner_mtu, input.headers));
     }
 }
+
+#[cfg(test)]
+mod tests;
