@@ -1,0 +1,425 @@
+//! The command line as `clap` parses it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use overlay_config::PublicKey;
+use overlay_wire::{Encapsulation, Prefix};
+
+/// Shows and changes the overlay network of this host.
+#[derive(Debug, Parser)]
+#[command(name = "overlayctl", version, max_term_width = 100, infer_subcommands = false)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// Without a command: `status`.
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// Options of every command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Global {
+    /// Print JSON with a `schema` field.
+    #[arg(short, long, global = true)]
+    pub(crate) json: bool,
+    /// The control socket of the daemon.
+    #[arg(long, global = true, value_name = "PATH", env = "OVERLAY_SOCKET", default_value = overlay_config::defaults::SOCKET)]
+    pub(crate) socket: PathBuf,
+    /// Print nothing but what was asked for: changes succeed silently.
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// This host, its peers, and what is wrong.
+    Status {
+        /// Exit with 10 when degraded and 11 when unhealthy.
+        #[arg(long)]
+        check: bool,
+        /// Show the problems only.
+        #[arg(long)]
+        problems: bool,
+    },
+    /// Peers: members of the cluster and foreign ones.
+    #[command(subcommand)]
+    Peer(Peer),
+    /// Prefixes, who owns them and why.
+    #[command(subcommand)]
+    Route(Route),
+    /// The packet filter.
+    #[command(subcommand)]
+    Policy(Policy),
+    /// Tracked flows.
+    #[command(subcommand)]
+    Flow(Flow),
+    /// Containers attached to the overlay on this host.
+    #[command(subcommand)]
+    Endpoint(Endpoint),
+    /// The configuration in force.
+    #[command(subcommand)]
+    Config(Config),
+    /// Measure the way to a peer or an overlay address.
+    Ping {
+        /// A peer's name or an overlay address.
+        target: String,
+        /// How many probes.
+        #[arg(short, long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        count: u32,
+        /// Inner packet size in bytes.
+        #[arg(long, default_value_t = 84, value_parser = clap::value_parser!(u16).range(28..))]
+        size: u16,
+        /// The time between probes.
+        #[arg(long, default_value = "200ms", value_parser = duration)]
+        interval: Duration,
+    },
+    /// Wait for something.
+    #[command(subcommand)]
+    Wait(Wait),
+    /// Look for what is wrong around the daemon, and put it right.
+    Doctor {
+        /// Put right what can be put right.
+        #[arg(long, conflicts_with = "undo")]
+        fix: bool,
+        /// Take back what `--fix` did.
+        #[arg(long)]
+        undo: bool,
+        /// Ask this peer to probe our ports and protocols.
+        #[arg(long, value_name = "NAME")]
+        peer: Option<String>,
+    },
+    /// Changes of state.
+    Events {
+        /// Follow until interrupted.
+        #[arg(short, long, required = true)]
+        follow: bool,
+        /// End after this many.
+        #[arg(short, long, value_name = "COUNT")]
+        count: Option<u64>,
+    },
+    /// The release of this program and of the daemon.
+    Version,
+    /// Keys in files.
+    #[command(subcommand)]
+    Key(Key),
+    /// Print completions for a shell.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Peer {
+    /// Every peer.
+    List,
+    /// One peer in full.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Add a foreign peer, one that does not run this daemon.
+    Add(PeerAdd),
+    /// Remove a peer that `peer add` added.
+    Rm {
+        /// Its name.
+        name: String,
+    },
+    /// Change a member: `peer set h2 encapsulation=gre`.
+    Set {
+        /// The member's name.
+        #[arg(required_unless_present = "default")]
+        name: Option<String>,
+        /// Change the default of all members that name no encapsulation.
+        #[arg(long, conflicts_with = "name")]
+        default: bool,
+        /// `encapsulation=wireguard|gre|ipip`, or `encapsulation=config` to go back to the file.
+        #[arg(long, short, value_name = "KIND")]
+        encapsulation: Option<String>,
+        /// Settings as KEY=VALUE.
+        #[arg(value_name = "KEY=VALUE")]
+        settings: Vec<String>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PeerAdd {
+    /// Its name.
+    pub(crate) name: String,
+    /// How it is reached.
+    #[arg(long, short, default_value = "wireguard")]
+    pub(crate) encapsulation: Encapsulation,
+    /// ADDRESS:PORT, or ADDRESS for gre and ipip.
+    #[arg(long, value_name = "ADDRESS[:PORT]")]
+    pub(crate) endpoint: Option<String>,
+    /// Prefixes behind it.
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',', required = true)]
+    pub(crate) allowed_ips: Vec<Prefix>,
+    /// Its WireGuard public key.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) public_key: Option<PublicKey>,
+    /// A file of mode 0600 that holds the preshared key, readable by the daemon.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) preshared_key_file: Option<PathBuf>,
+    /// Seconds between keepalives.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) persistent_keepalive: Option<u16>,
+    /// The GRE key.
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) gre_key: Option<u32>,
+    /// Send GRE checksums.
+    #[arg(long)]
+    pub(crate) gre_checksum: bool,
+    /// Send GRE sequence numbers.
+    #[arg(long)]
+    pub(crate) gre_sequence: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Route {
+    /// Every known prefix and its owner.
+    List,
+    /// The route a packet to an address takes.
+    Get {
+        /// The address.
+        address: IpAddr,
+    },
+    /// Announce a prefix behind this host.
+    Add {
+        /// The prefix.
+        prefix: Prefix,
+    },
+    /// Withdraw a prefix that `route add` announced.
+    Rm {
+        /// The prefix.
+        prefix: Prefix,
+    },
+    /// Who claims a prefix or address, and which claim counts.
+    Why {
+        /// A prefix or an address.
+        target: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Policy {
+    /// The rules in force.
+    Show,
+    /// Whether a file of rules would be accepted.
+    Check {
+        /// A file of rules, one per line, `default ACTION` among them; `-` for standard input.
+        file: PathBuf,
+    },
+    /// Put a file of rules in force.
+    Apply {
+        /// A file of rules, one per line, `default ACTION` among them; `-` for standard input.
+        #[arg(required_unless_present = "reset")]
+        file: Option<PathBuf>,
+        /// Go back to the policy of the configuration file.
+        #[arg(long, conflicts_with = "file")]
+        reset: bool,
+    },
+    /// Say what would happen to a packet and which rule decides.
+    Test {
+        /// The source address.
+        from: IpAddr,
+        /// The destination address.
+        to: IpAddr,
+        /// `tcp/443`, `udp/53`, `icmp`, `icmpv6` or a protocol number.
+        #[arg(default_value = "icmp")]
+        protocol: String,
+        /// The source port.
+        #[arg(long, default_value_t = 40_000)]
+        source_port: u16,
+        /// Judge by this host's policy alone (the only kind of test so far).
+        #[arg(long)]
+        local: bool,
+    },
+}
+
+/// Which flows are meant; every option given must match.
+#[derive(Debug, clap::Args)]
+pub(crate) struct FlowSelect {
+    /// Source prefix or address.
+    #[arg(long, value_parser = prefix_or_address)]
+    pub(crate) from: Option<Prefix>,
+    /// Destination prefix or address.
+    #[arg(long, value_parser = prefix_or_address)]
+    pub(crate) to: Option<Prefix>,
+    /// `tcp`, `udp`, `icmp`, `icmpv6` or a number.
+    #[arg(long, short)]
+    pub(crate) protocol: Option<String>,
+    /// Destination port.
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// The peer the flow crosses to.
+    #[arg(long)]
+    pub(crate) peer: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Flow {
+    /// Tracked flows.
+    List {
+        #[command(flatten)]
+        select: FlowSelect,
+        /// At most this many.
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=4000))]
+        limit: u32,
+    },
+    /// Cut flows.
+    Kill {
+        #[command(flatten)]
+        select: FlowSelect,
+        /// Cut every flow; needed when nothing else is given.
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Endpoint {
+    /// Attach a network namespace to the overlay (needs root).
+    Add(EndpointAdd),
+    /// Detach.
+    Rm {
+        /// The endpoint's name.
+        name: String,
+    },
+    /// Every container on this host.
+    List,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(id = "where", required = true, multiple = false, args = ["netns", "pid"])]
+pub(crate) struct EndpointAdd {
+    /// The endpoint's name; default: the namespace's.
+    pub(crate) name: Option<String>,
+    /// The namespace: a name below /run/netns, or a path.
+    #[arg(long, value_name = "NAME|PATH")]
+    pub(crate) netns: Option<String>,
+    /// The namespace of this process.
+    #[arg(long)]
+    pub(crate) pid: Option<u32>,
+    /// The interface's name inside.
+    #[arg(long, default_value = "eth0")]
+    pub(crate) interface: String,
+    /// An address wanted, one per family; default: the next free.
+    #[arg(long = "ip", value_name = "ADDRESS")]
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Check a file without touching anything; works without a daemon.
+    Check {
+        /// The file; default: /etc/overlay/overlayd.toml.
+        file: Option<PathBuf>,
+    },
+    /// The values in force.
+    Show {
+        /// Also where each came from.
+        #[arg(long)]
+        origin: bool,
+    },
+    /// What a reload would change.
+    Diff,
+    /// Read the file again and apply it, whole or not at all.
+    Reload,
+    /// Print an example configuration to start from.
+    Example,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Wait {
+    /// Until the host is ready: device, sockets and plumbing stand, every member was tried.
+    Ready {
+        /// Give up after this time.
+        #[arg(long, default_value = "30s", value_parser = duration)]
+        timeout: Duration,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeyKind {
+    /// The Ed25519 identity of a host.
+    Identity,
+    /// An X25519 key for foreign WireGuard peers.
+    Wireguard,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Write a new secret key to a file of mode 0600 and print its public half.
+    Generate {
+        /// The file; an existing one is never overwritten.
+        #[arg(long, value_name = "PATH")]
+        out: PathBuf,
+        /// What the key is for.
+        #[arg(long, value_enum, default_value = "identity")]
+        kind: KeyKind,
+    },
+    /// Print the public half of a secret key file.
+    Public {
+        /// The file.
+        file: PathBuf,
+        /// What the key is for.
+        #[arg(long, value_enum, default_value = "identity")]
+        kind: KeyKind,
+    },
+}
+
+/// Parses `500ms`, `2s`, `1m`, or seconds without a unit.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let expected = || "expected a number and a unit, as in 500ms, 2s or 1m".to_owned();
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number.parse().map_err(|_| expected())?;
+    let ms = match unit {
+        "ms" => Some(number),
+        "" | "s" => number.checked_mul(1000),
+        "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        _ => None,
+    };
+    // A day is longer than anyone waits, and keeps later sums far from overflow.
+    ms.filter(|ms| *ms <= 86_400_000).map(Duration::from_millis).ok_or_else(expected)
+}
+
+/// Parses a prefix, or an address as a prefix of one.
+pub(crate) fn prefix_or_address(text: &str) -> Result<Prefix, String> {
+    match text.parse::<IpAddr>() {
+        Ok(address) => Ok(Prefix::host(address)),
+        Err(_) => text.parse::<Prefix>().map_err(|error| error.to_string()),
+    }
+}
+
+/// Parses `ADDRESS:PORT`.
+pub(crate) fn socket_address(text: &str) -> Option<SocketAddr> {
+    text.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_tree_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_parse_and_odd_ones_are_refused() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2s"), Ok(Duration::from_secs(2)));
+        assert_eq!(duration("3"), Ok(Duration::from_secs(3)));
+        for text in ["", "s", "2 s", "-1s", "1d", "99999999999999999999s", "25h"] {
+            assert!(duration(text).is_err(), "{text} was accepted");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The commands.
+
+mod config;
+mod doctor;
+mod endpoint;
+mod events;
+mod flow;
+mod key;
+mod peer;
+mod ping;
+mod policy;
+mod route;
+mod status;
+mod version;
+mod wait;
+
+use clap::CommandFactory;
+use overlay_control::api::{Request, Response};
+use overlay_control::{Client, codes::exit};
+
+use crate::args::{Args, Command};
+use crate::output::{Failure, Outcome, Output, unexpected};
+
+/// What a command works with: the daemon, connected to when first needed.
+pub(crate) struct Context<'a> {
+    socket: std::path::PathBuf,
+    client: Option<Client>,
+    pub(crate) output: &'a mut Output,
+}
+
+impl Context<'_> {
+    /// The connection to the daemon.
+    pub(crate) fn client(&mut self) -> Result<&mut Client, Failure> {
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => Client::connect(&self.socket)?,
+        };
+        Ok(self.client.insert(client))
+    }
+
+    /// Forgets a connection that failed; the next question opens a new one.
+    pub(crate) fn disconnect(&mut self) {
+        self.client = None;
+    }
+
+    /// Asks the daemon.
+    pub(crate) fn call(&mut self, request: Request) -> Result<Response, Failure> {
+        Ok(self.client()?.call(request)?)
+    }
+
+    /// Asks for a change and says what changed.
+    pub(crate) fn change(&mut self, request: Request, done: &str) -> Outcome {
+        let (changed, notes) = match self.call(request)? {
+            Response::Done { changed, notes } => (changed, notes),
+            other => return Err(unexpected(&other)),
+        };
+        if self.output.json {
+            self.output.object("change", &serde_json::json!({ "changed": changed, "notes": notes }))?;
+        } else {
+            self.output.note(if changed { done } else { "unchanged" })?;
+            notes.iter().try_for_each(|note| self.output.note(&format!("  {note}")))?;
+        }
+        Ok(exit::OK)
+    }
+}
+
+/// Runs one command.
+pub(crate) fn run(args: Args, output: &mut Output) -> Outcome {
+    let mut context = Context { socket: args.global.socket, client: None, output };
+    let context = &mut context;
+    match args.command {
+        None => status::run(context, status::Check::Off, status::View::Full),
+        Some(Command::Status { check, problems }) => {
+            let check = if check { status::Check::On } else { status::Check::Off };
+            status::run(context, check, if problems { status::View::Problems } else { status::View::Full })
+        }
+        Some(Command::Peer(verb)) => peer::run(context, verb),
+        Some(Command::Route(verb)) => route::run(context, verb),
+        Some(Command::Policy(verb)) => policy::run(context, verb),
+        Some(Command::Flow(verb)) => flow::run(context, verb),
+        Some(Command::Endpoint(verb)) => endpoint::run(context, verb),
+        Some(Command::Config(verb)) => config::run(context, verb),
+        Some(Command::Ping { target, count, size, interval }) => ping::run(context, target, count, size, interval),
+        Some(Command::Wait(verb)) => wait::run(context, verb),
+        Some(Command::Doctor { fix, undo, peer }) => doctor::run(context, doctor::mode(fix, undo), peer),
+        Some(Command::Events { follow: _, count }) => events::run(context, count),
+        Some(Command::Version) => version::run(context),
+        Some(Command::Key(verb)) => key::run(context, verb),
+        Some(Command::Completion { shell }) => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "overlayctl", &mut script);
+            context.output.text(&String::from_utf8_lossy(&script))?;
+            Ok(exit::OK)
+        }
+    }
+}
