@@ -12,28 +12,37 @@ use crate::packet::{Headers, Transport, protocol};
 #[inline]
 #[must_use]
 pub fn sum(bytes: &[u8]) -> u16 {
-    // The sum does not depend on byte order (RFC 1071, section 2B): words are added as the machine reads them and only
-    // the folded result is swapped. Each step adds two 32-bit halves to a 64-bit lane, so no carry is lost below 2^31
-    // steps; four lanes keep the additions independent.
-    let mut lanes = [0u64; 4];
-    let (blocks, rest) = bytes.as_chunks::<32>();
+    // The sum does not depend on byte order, nor on the width of the words added with end-around carry (RFC 1071,
+    // section 2): words are added as the machine reads them, eight bytes at a time, and only the folded result is
+    // swapped. The inner loop compiles to a chain of add-with-carry.
+    let mut total = 0u64;
+    let (blocks, rest) = bytes.as_chunks::<64>();
     for block in blocks {
-        let (words, _) = block.as_chunks::<8>();
-        for (lane, word) in lanes.iter_mut().zip(words) {
-            let word = u64::from_ne_bytes(*word);
-            *lane += (word & 0xffff_ffff) + (word >> 32);
-        }
+        total = add_words(total, block.as_chunks::<8>().0);
     }
+    let (words, rest) = rest.as_chunks::<8>();
+    total = add_words(total, words);
+    // Up to seven bytes are left: three words of two and a byte padded with zero.
     let (words, rest) = rest.as_chunks::<2>();
+    let mut tail = rest.first().map_or(0, |last| u64::from(u16::from_ne_bytes([*last, 0])));
     for word in words {
-        lanes[0] += u64::from(u16::from_ne_bytes(*word));
+        tail += u64::from(u16::from_ne_bytes(*word));
     }
-    if let Some(last) = rest.first() {
-        lanes[1] += u64::from(u16::from_ne_bytes([*last, 0]));
+    u16::from_be(fold(add_words(total, &[tail.to_ne_bytes()])))
+}
+
+/// Adds words with end-around carry.
+#[inline(always)]
+fn add_words(total: u64, words: &[[u8; 8]]) -> u64 {
+    let (mut total, mut carry) = (total, false);
+    for word in words {
+        let (sum, first) = total.overflowing_add(u64::from_ne_bytes(*word));
+        let (sum, second) = sum.overflowing_add(u64::from(carry));
+        total = sum;
+        carry = first | second;
     }
-    // A lane holds at most 2^33 per block of 32 bytes, so four lanes cannot overflow for any slice that fits memory
-    // below 2^34 bytes; packets are 64 KiB.
-    u16::from_be(fold(lanes[0].wrapping_add(lanes[1]).wrapping_add(lanes[2]).wrapping_add(lanes[3])))
+    // A carry out leaves a total below the maximum, so this cannot overflow.
+    total.wrapping_add(u64::from(carry))
 }
 
 /// Folds a wide sum of 16-bit words into 16 bits with end-around carry.
@@ -41,11 +50,10 @@ pub fn sum(bytes: &[u8]) -> u16 {
 #[must_use]
 pub fn fold(wide: u64) -> u16 {
     let sum = (wide & 0xffff_ffff) + (wide >> 32);
-    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
-    // Two folds of a value below 2^18 leave at most 16 bits.
-    sum as u16
+    // 33 bits fold to 18, these to 17, these to 16.
+    ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 /// Adds two sums with end-around carry.

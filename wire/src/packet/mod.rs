@@ -212,7 +212,7 @@ impl Headers {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn parse_ipv4(packet: &[u8]) -> Result<Self, ParseError> {
         let Some(fixed) = packet.first_chunk::<IPV4_HEADER_LEN>() else {
             return Err(ParseError::IpHeaderCut { needed: 20, available: clip(packet.len()) });
@@ -254,7 +254,7 @@ impl Headers {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn parse_ipv6(packet: &[u8]) -> Result<Self, ParseError> {
         let Some(fixed) = packet.first_chunk::<IPV6_HEADER_LEN>() else {
             return Err(ParseError::IpHeaderCut { needed: 40, available: clip(packet.len()) });

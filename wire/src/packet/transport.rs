@@ -122,7 +122,7 @@ impl TcpFlags {
 
 impl Transport {
     /// Parses the header at `l4_offset`, which lies within `total_len`, which lies within the packet.
-    #[inline]
+    #[inline(always)]
     pub(super) fn parse(
         packet: &[u8],
         kind: u8,
@@ -150,7 +150,7 @@ impl Transport {
 }
 
 impl Tcp {
-    #[inline]
+    #[inline(always)]
     fn parse(segment: &[u8]) -> Result<Self, ParseError> {
         let Some(fixed) = segment.first_chunk::<20>() else {
             return Err(cut(protocol::TCP, 20, segment));
@@ -189,7 +189,7 @@ fn window_scale(header: &[u8]) -> Option<u8> {
 }
 
 impl Udp {
-    #[inline]
+    #[inline(always)]
     fn parse(segment: &[u8], more_fragments: bool) -> Result<Self, ParseError> {
         let Some(fixed) = segment.first_chunk::<8>() else {
             return Err(cut(protocol::UDP, 8, segment));
@@ -211,7 +211,7 @@ impl Udp {
 }
 
 impl Icmp {
-    #[inline]
+    #[inline(always)]
     fn parse(segment: &[u8], protocol: u8, family: Family) -> Result<Self, ParseError> {
         let Some(fixed) = segment.first_chunk::<8>() else {
             return Err(cut(protocol, 8, segment));
@@ -231,6 +231,7 @@ impl Icmp {
 }
 
 /// A segment lies within `total_len`, so its length fits a u16.
+#[cold]
 fn cut(protocol: u8, needed: u16, segment: &[u8]) -> ParseError {
     ParseError::TransportCut { protocol, needed, available: segment.len() as u16 }
 }
