@@ -4,6 +4,8 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use overlay_control::api::{ApiError, Problem};
+use overlay_control::codes::Code;
 use overlay_wire::Prefix;
 
 /// A failed step of the host plumbing.
@@ -66,23 +68,19 @@ pub enum PlumbingError {
         /// Why not.
         why: &'static str,
     },
-    /// The container already has an endpoint of that name.
-    #[error("container {container} already has an endpoint {ifname}")]
-    EndpointExists {
-        /// The container.
-        container: String,
-        /// The interface inside it.
-        ifname: String,
-    },
+    /// An endpoint of that name is attached.
+    #[error("endpoint {0} exists already")]
+    EndpointExists(String),
+    /// The lease is committed and cannot be aborted.
+    #[error("lease {0} is committed already")]
+    LeaseCommitted(u64),
+    /// There is no such lease, or it expired.
+    #[error("there is no lease {0}")]
+    LeaseUnknown(u64),
     /// There is no such endpoint.
-    #[error("container {container} has no endpoint {ifname}")]
-    EndpointUnknown {
-        /// The container.
-        container: String,
-        /// The interface inside it.
-        ifname: String,
-    },
-    /// A container or interface name that would not be safe in a rule or a file name.
+    #[error("there is no endpoint {0}")]
+    EndpointUnknown(String),
+    /// An endpoint or interface name that would not be safe in a rule or a file name.
     #[error("`{name}` is not a usable name: {why}")]
     BadName {
         /// The name.
@@ -104,6 +102,20 @@ impl PlumbingError {
     /// Wraps a file error.
     pub(crate) fn file(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::File { what, path: path.into(), source }
+    }
+
+    /// What follows from it.
+    #[must_use]
+    pub fn why(&self) -> &'static str {
+        match self {
+            Self::PrefixExhausted(_) | Self::NoOwnPrefix => "containers get their addresses from this host's prefixes",
+            Self::AddressRefused { .. } | Self::BadName { .. } => "the request cannot be carried out as it is",
+            Self::EndpointExists(_) => "a name stands for one endpoint of this host",
+            Self::EndpointUnknown(_) | Self::LeaseUnknown(_) => "it was never made, was removed, or expired",
+            Self::LeaseCommitted(_) => "only a lease that is not yet in use can be aborted",
+            Self::Stopped => "the daemon is stopping, or its plumbing thread failed",
+            _ => "container packets may not reach the overlay, or not be filtered",
+        }
     }
 
     /// What a person can do about it.
@@ -128,8 +140,10 @@ impl PlumbingError {
             }
             Self::NoOwnPrefix => "set `prefixes` under [node] in the configuration".into(),
             Self::AddressRefused { .. } => "leave the address out to get a free one".into(),
-            Self::EndpointExists { .. } => "remove it first: `overlayctl endpoint rm`".into(),
-            Self::EndpointUnknown { .. } => "see `overlayctl endpoint list`".into(),
+            Self::EndpointExists(name) => format!("remove it first: `overlayctl endpoint rm {name}`"),
+            Self::LeaseCommitted(_) => "remove the endpoint: `overlayctl endpoint rm NAME`".into(),
+            Self::LeaseUnknown(_) => "start again with `overlayctl endpoint add`".into(),
+            Self::EndpointUnknown(_) => "see `overlayctl endpoint list`".into(),
             Self::BadName { .. } => "use letters, digits, `-`, `_` and `.`".into(),
             Self::Stopped => "restart overlayd".into(),
         }
@@ -149,26 +163,28 @@ pub(crate) fn errno(error: &rtnetlink::Error) -> Option<i32> {
 #[error("{} step(s) of the teardown failed: {}", .0.len(), .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub struct TeardownErrors(pub Vec<PlumbingError>);
 
-/// A standing problem on this host, shown by `status` and `doctor`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-pub struct Problem {
-    /// A stable short name.
-    pub code: &'static str,
-    /// What is wrong.
-    pub what: String,
-    /// Why it matters.
-    pub why: String,
-    /// The exact next step.
-    pub next: String,
+impl From<PlumbingError> for ApiError {
+    fn from(error: PlumbingError) -> Self {
+        let code = match &error {
+            PlumbingError::EndpointUnknown(_) | PlumbingError::LeaseUnknown(_) => Code::NotFound,
+            PlumbingError::EndpointExists(_) | PlumbingError::LeaseCommitted(_) => Code::Conflict,
+            PlumbingError::AddressRefused { .. } | PlumbingError::BadName { .. } => Code::Invalid,
+            PlumbingError::StateFormat { .. } => Code::StateNewer,
+            PlumbingError::File { .. } => Code::Io,
+            _ => Code::Plumbing,
+        };
+        let next = error.next();
+        Self::new(code, error.to_string(), error.why(), next)
+    }
 }
 
 impl From<&PlumbingError> for Problem {
     fn from(error: &PlumbingError) -> Self {
-        Self {
-            code: "plumbing",
-            what: error.to_string(),
-            why: "container packets may not reach the overlay, or not be filtered".into(),
-            next: error.next(),
-        }
+        problem("PLUMBING", error.to_string(), error.why(), error.next())
     }
+}
+
+/// Builds a standing problem.
+pub(crate) fn problem(code: &str, what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Problem {
+    Problem { code: code.to_owned(), what: what.into(), why: why.into(), next: next.into() }
 }

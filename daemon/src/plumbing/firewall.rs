@@ -2,7 +2,10 @@
 //!
 //! Only `doctor --fix` puts two commented accept rules into Docker's `DOCKER-USER`, the chain Docker keeps for that.
 
-use super::{PlumbingError, Problem, nft};
+use overlay_control::api::Problem;
+
+use super::error::problem;
+use super::{PlumbingError, nft};
 
 /// A forward chain of someone else whose policy is to drop.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,15 +139,12 @@ pub fn problems(ruleset: &str, ours: &str, tun: &str) -> Vec<Problem> {
     chains
         .map(|chain| {
             let (fix, _) = remedy(&chain, keeper(ruleset, &chain), tun);
-            Problem {
-                code: "forward-dropped",
-                what: format!(
-                    "chain {} of table {} {} drops forwarded packets",
-                    chain.chain, chain.family, chain.table
-                ),
-                why: "packets between containers and the overlay die in it".into(),
-                next: format!("overlayctl doctor --fix, or: {}", fix.join(" && ")),
-            }
+            problem(
+                "FORWARD_DROPPED",
+                format!("chain {} of table {} {} drops forwarded packets", chain.chain, chain.family, chain.table),
+                "packets between containers and the overlay die in it",
+                format!("overlayctl doctor --fix, or: {}", fix.join(" && ")),
+            )
         })
         .collect()
 }

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use overlay_control::api::{EndpointInfo, EndpointLease, EndpointState};
 use serde::{Deserialize, Serialize};
 
 use super::PlumbingError;
@@ -41,10 +42,14 @@ pub enum LeaseState {
 pub struct Lease {
     /// Version of this file.
     pub version: u32,
-    /// The container, as its runtime names it.
-    pub container: String,
+    /// Names the lease in commit and abort; never given twice.
+    pub id: u64,
+    /// The endpoint's name, unique on this host.
+    pub name: String,
     /// The interface inside the container.
-    pub ifname: String,
+    pub interface: String,
+    /// The namespace as the caller named it, for display.
+    pub netns: String,
     /// The host end of the veth.
     pub host_ifname: String,
     /// The container end, before it is moved and renamed.
@@ -63,14 +68,39 @@ pub struct Lease {
     pub changed_unix: u64,
 }
 
-/// The key of a lease: container and interface inside it.
-pub type LeaseKey = (String, String);
-
 impl Lease {
-    /// Container and interface.
+    /// What the caller needs to configure the container.
     #[must_use]
-    pub fn key(&self) -> LeaseKey {
-        (self.container.clone(), self.ifname.clone())
+    pub fn to_api(&self) -> EndpointLease {
+        EndpointLease {
+            lease: self.id,
+            name: self.name.clone(),
+            host_interface: self.host_ifname.clone(),
+            peer_interface: self.peer_ifname.clone(),
+            interface: self.interface.clone(),
+            addresses: self.addresses.clone(),
+            gateways: self.gateways.clone(),
+            mtu: u16::try_from(self.mtu).unwrap_or(u16::MAX),
+            expires_ms: u64::try_from(PREPARE_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// What `endpoint list` shows.
+    #[must_use]
+    pub fn to_info(&self) -> EndpointInfo {
+        let state = match self.state {
+            LeaseState::Prepared => EndpointState::Prepared,
+            LeaseState::Committed => EndpointState::Attached,
+            LeaseState::Cooling => EndpointState::Gone,
+        };
+        EndpointInfo {
+            name: self.name.clone(),
+            state,
+            addresses: self.addresses.clone(),
+            host_interface: self.host_ifname.clone(),
+            interface: self.interface.clone(),
+            netns: self.netns.clone(),
+        }
     }
 
     /// Whether the state is older than `age`; a clock that was set back counts as young.
@@ -90,7 +120,7 @@ pub fn unix(now: SystemTime) -> u64 {
 #[derive(Debug)]
 pub struct Journal {
     directory: PathBuf,
-    leases: BTreeMap<LeaseKey, Lease>,
+    leases: BTreeMap<String, Lease>,
 }
 
 impl Journal {
@@ -108,7 +138,7 @@ impl Journal {
             match path.extension().and_then(|e| e.to_str()) {
                 Some("json") => {
                     let lease = read_lease(&path)?;
-                    leases.insert(lease.key(), lease);
+                    leases.insert(lease.name.clone(), lease);
                 }
                 Some("tmp") => fs::remove_file(&path).map_err(PlumbingError::file("remove", &path))?,
                 _ => {}
@@ -117,21 +147,28 @@ impl Journal {
         Ok(Self { directory, leases })
     }
 
-    /// Every lease, cooling ones too, in order of container and interface.
+    /// Every lease, cooling ones too, in order of their names.
     pub fn iter(&self) -> impl Iterator<Item = &Lease> {
         self.leases.values()
     }
 
-    /// The lease of a container's interface, unless it is cooling.
+    /// The lease of a name, unless it is cooling.
     #[must_use]
-    pub fn live(&self, key: &LeaseKey) -> Option<&Lease> {
-        self.leases.get(key).filter(|lease| lease.state != LeaseState::Cooling)
+    pub fn live(&self, name: &str) -> Option<&Lease> {
+        self.leases.get(name).filter(|lease| lease.state != LeaseState::Cooling)
     }
 
     /// Every address that must not be given.
     #[must_use]
     pub fn taken(&self) -> BTreeSet<IpAddr> {
         self.leases.values().flat_map(|lease| lease.addresses.iter().copied()).collect()
+    }
+
+    /// A number that no lease of this host has had: never below the clock, never one in use.
+    #[must_use]
+    pub fn next_id(&self, now: SystemTime) -> u64 {
+        let used = self.leases.values().map(|lease| lease.id).max().unwrap_or(0);
+        (unix(now) << 16).max(used + 1)
     }
 
     /// Writes a lease durably.
@@ -141,7 +178,7 @@ impl Journal {
     pub fn put(&mut self, lease: Lease) -> Result<(), PlumbingError> {
         let bytes = serde_json::to_vec_pretty(&lease).expect("a lease serialises");
         write_durably(&self.path(&lease), &bytes)?;
-        self.leases.insert(lease.key(), lease);
+        self.leases.insert(lease.name.clone(), lease);
         Ok(())
     }
 
@@ -149,8 +186,8 @@ impl Journal {
     ///
     /// # Errors
     /// When the file cannot be removed.
-    pub fn forget(&mut self, key: &LeaseKey) -> Result<(), PlumbingError> {
-        let Some(lease) = self.leases.get(key) else { return Ok(()) };
+    pub fn forget(&mut self, name: &str) -> Result<(), PlumbingError> {
+        let Some(lease) = self.leases.get(name) else { return Ok(()) };
         let path = self.path(lease);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -158,7 +195,7 @@ impl Journal {
             }
             _ => {}
         }
-        self.leases.remove(key);
+        self.leases.remove(name);
         Ok(())
     }
 
@@ -196,13 +233,15 @@ pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), PlumbingErr
 mod tests {
     use super::*;
 
-    fn lease(container: &str, state: LeaseState) -> Lease {
+    fn lease(name: &str, state: LeaseState) -> Lease {
         Lease {
             version: VERSION,
-            container: container.into(),
-            ifname: "eth0".into(),
-            host_ifname: format!("ov{container}"),
-            peer_ifname: format!("op{container}"),
+            id: 1,
+            name: name.into(),
+            interface: "eth0".into(),
+            netns: name.into(),
+            host_ifname: format!("ov{name}"),
+            peer_ifname: format!("op{name}"),
             addresses: vec!["10.42.1.4".parse().unwrap()],
             gateways: vec!["10.42.1.1".parse().unwrap()],
             mtu: 1420,
@@ -221,8 +260,8 @@ mod tests {
         journal.put(lease("b", LeaseState::Cooling)).unwrap();
         let again = Journal::open(dir.path()).unwrap();
         assert_eq!(again.iter().cloned().collect::<Vec<_>>(), journal.iter().cloned().collect::<Vec<_>>());
-        assert!(again.live(&("a".into(), "eth0".into())).is_some());
-        assert!(again.live(&("b".into(), "eth0".into())).is_none());
+        assert!(again.live("a").is_some());
+        assert!(again.live("b").is_none());
     }
 
     #[test]

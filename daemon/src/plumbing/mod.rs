@@ -26,7 +26,7 @@ use std::path::PathBuf;
 
 use overlay_wire::Prefix;
 
-pub use error::{PlumbingError, Problem, TeardownErrors};
+pub use error::{PlumbingError, TeardownErrors};
 pub use plumber::{Plumber, Reconciled};
 pub use service::{PlumbingHandle, start};
 

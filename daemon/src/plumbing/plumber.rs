@@ -7,14 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::SystemTime;
 
+use overlay_control::api::{EndpointRequest, Problem};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute};
 
 use super::desired::{self, Attachment, Family};
-use super::endpoint::{self, AttachPlan, EndpointRequest, GATEWAY_V6};
-use super::lease::{COOLDOWN, Journal, Lease, LeaseKey, LeaseState, PREPARE_TIMEOUT, VERSION, unix};
+use super::endpoint::{self, GATEWAY_V6};
+use super::lease::{COOLDOWN, Journal, Lease, LeaseState, PREPARE_TIMEOUT, VERSION, unix};
 use super::netlink::{Kernel, Link};
 use super::sysctl::Sysctl;
-use super::{LearnedRoutes, PlumbingConfig, PlumbingError, Problem, TeardownErrors, firewall, ipam, nft};
+use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors, firewall, ipam, nft};
 
 /// How much of the host a reconcile looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,9 +146,7 @@ impl Plumber {
             let exists = links.iter().any(|link| link.name == lease.host_ifname);
             let over = match lease.state {
                 LeaseState::Cooling if lease.older_than(COOLDOWN, now) => {
-                    outcome.note(self.journal.forget(&lease.key()), || {
-                        format!("freed the addresses of {}", lease.container)
-                    });
+                    outcome.note(self.journal.forget(&lease.name), || format!("freed the addresses of {}", lease.name));
                     continue;
                 }
                 LeaseState::Cooling => exists,
@@ -156,7 +155,7 @@ impl Plumber {
             };
             if over {
                 let result = self.end_lease(&lease).await;
-                outcome.note(result, || format!("ended the endpoint of {} ({})", lease.container, lease.host_ifname));
+                outcome.note(result, || format!("ended the endpoint of {} ({})", lease.name, lease.host_ifname));
             }
         }
     }
@@ -300,18 +299,18 @@ impl Plumber {
     }
 
     /// Journals an endpoint and makes its veth pair, addresses, route and binding on the host side. The same request
-    /// again while it is only prepared gives the same plan.
+    /// again while it is only prepared gives the same lease.
     ///
     /// # Errors
     /// When names or addresses are refused or the kernel refuses; then nothing is left behind.
-    pub async fn prepare(&mut self, request: &EndpointRequest) -> Result<AttachPlan, PlumbingError> {
+    pub async fn prepare(&mut self, request: &EndpointRequest) -> Result<Lease, PlumbingError> {
         endpoint::check_names(request)?;
-        let key: LeaseKey = (request.container.clone(), request.ifname.clone());
-        if let Some(lease) = self.journal.live(&key) {
-            if lease.state == LeaseState::Prepared {
-                return Ok(AttachPlan { lease: lease.clone() });
+        if let Some(lease) = self.journal.live(&request.name) {
+            let same = lease.interface == request.interface && lease.netns == request.netns;
+            if lease.state == LeaseState::Prepared && same {
+                return Ok(lease.clone());
             }
-            return Err(PlumbingError::EndpointExists { container: key.0, ifname: key.1 });
+            return Err(PlumbingError::EndpointExists(request.name.clone()));
         }
         let taken = self.journal.taken();
         let addresses = if request.addresses.is_empty() {
@@ -319,12 +318,13 @@ impl Plumber {
         } else {
             ipam::claim(&self.config.own_prefixes, &taken, &request.addresses)?
         };
-        let (host_ifname, peer_ifname) =
-            endpoint::interface_names(&self.config.interface, &request.container, &request.ifname);
+        let (host_ifname, peer_ifname) = endpoint::interface_names(&self.config.interface, &request.name);
         let lease = Lease {
             version: VERSION,
-            container: key.0,
-            ifname: key.1,
+            id: self.journal.next_id(SystemTime::now()),
+            name: request.name.clone(),
+            interface: request.interface.clone(),
+            netns: request.netns.clone(),
             host_ifname,
             peer_ifname,
             gateways: endpoint::gateways(&addresses, &self.config.host_addresses),
@@ -336,7 +336,7 @@ impl Plumber {
         };
         self.journal.put(lease.clone())?;
         match self.make_host_side(&lease).await {
-            Ok(()) => Ok(AttachPlan { lease }),
+            Ok(()) => Ok(lease),
             Err(error) => {
                 // The caller hears why it failed; a failed clean-up is retried from the journal.
                 let _ = self.undo_prepared(&lease).await;
@@ -348,7 +348,7 @@ impl Plumber {
     async fn make_host_side(&mut self, lease: &Lease) -> Result<(), PlumbingError> {
         // A veth of that name can only be a leftover of ours: names are derived from the endpoint.
         self.kernel.delete_link(&lease.host_ifname).await?;
-        let alias = format!("{} {}", lease.container, lease.ifname);
+        let alias = format!("{} {}", lease.name, lease.interface);
         self.kernel.add_veth(&lease.host_ifname, &lease.peer_ifname, lease.mtu, self.config.group, &alias).await?;
         let outcome = self.reconcile(Scope::Routing).await;
         let link = self.kernel.link(&lease.host_ifname).await?;
@@ -362,12 +362,12 @@ impl Plumber {
         }
     }
 
-    /// Marks an endpoint as in use; the caller has configured the container.
+    /// Marks an endpoint as in use; the caller has configured the container. Again is fine.
     ///
     /// # Errors
-    /// When it is unknown or the journal cannot be written.
-    pub fn commit(&mut self, key: &LeaseKey) -> Result<Lease, PlumbingError> {
-        let lease = self.known(key)?;
+    /// When the lease is unknown or the journal cannot be written.
+    pub fn commit(&mut self, id: u64) -> Result<Lease, PlumbingError> {
+        let lease = self.leased(id)?;
         let lease = Lease { state: LeaseState::Committed, changed_unix: unix(SystemTime::now()), ..lease };
         self.journal.put(lease.clone())?;
         Ok(lease)
@@ -376,11 +376,11 @@ impl Plumber {
     /// Undoes a prepared endpoint; its addresses are free again at once. A committed one is left alone.
     ///
     /// # Errors
-    /// When it is unknown, committed, or cannot be undone.
-    pub async fn abort(&mut self, key: &LeaseKey) -> Result<(), PlumbingError> {
-        let lease = self.known(key)?;
+    /// When the lease is unknown, committed, or cannot be undone.
+    pub async fn abort(&mut self, id: u64) -> Result<(), PlumbingError> {
+        let lease = self.leased(id)?;
         if lease.state == LeaseState::Committed {
-            return Err(PlumbingError::EndpointExists { container: lease.container, ifname: lease.ifname });
+            return Err(PlumbingError::LeaseCommitted(id));
         }
         self.undo_prepared(&lease).await?;
         self.reconcile(Scope::Routing).await;
@@ -391,8 +391,9 @@ impl Plumber {
     ///
     /// # Errors
     /// When it is unknown or cannot be removed.
-    pub async fn remove(&mut self, key: &LeaseKey) -> Result<Lease, PlumbingError> {
-        let lease = self.known(key)?;
+    pub async fn remove(&mut self, name: &str) -> Result<Lease, PlumbingError> {
+        let unknown = || PlumbingError::EndpointUnknown(name.to_owned());
+        let lease = self.journal.live(name).cloned().ok_or_else(unknown)?;
         self.end_lease(&lease).await?;
         self.reconcile(Scope::Routing).await;
         Ok(lease)
@@ -404,14 +405,14 @@ impl Plumber {
         self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling).cloned().collect()
     }
 
-    fn known(&self, key: &LeaseKey) -> Result<Lease, PlumbingError> {
-        let unknown = || PlumbingError::EndpointUnknown { container: key.0.clone(), ifname: key.1.clone() };
-        self.journal.live(key).cloned().ok_or_else(unknown)
+    fn leased(&self, id: u64) -> Result<Lease, PlumbingError> {
+        let mut live = self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling);
+        live.find(|lease| lease.id == id).cloned().ok_or(PlumbingError::LeaseUnknown(id))
     }
 
     async fn undo_prepared(&mut self, lease: &Lease) -> Result<(), PlumbingError> {
         self.kernel.delete_link(&lease.host_ifname).await?;
-        self.journal.forget(&lease.key())
+        self.journal.forget(&lease.name)
     }
 
     async fn end_lease(&mut self, lease: &Lease) -> Result<(), PlumbingError> {

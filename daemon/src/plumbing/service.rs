@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use overlay_control::api::{EndpointRequest, Problem};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::endpoint::{AttachPlan, EndpointRequest};
-use super::lease::{Lease, LeaseKey};
+use super::lease::Lease;
 use super::plumber::{Plumber, Reconciled, Scope};
 use super::watch::{self, Change};
-use super::{LearnedRoutes, PlumbingConfig, PlumbingError, Problem, TeardownErrors};
+use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors};
 
 /// How often everything is checked without a cause.
 const FULL_CHECK: Duration = Duration::from_secs(30);
@@ -34,10 +34,10 @@ type Reply<T> = oneshot::Sender<T>;
 enum Command {
     SetRoutes(LearnedRoutes),
     Reconcile(Reply<Reconciled>),
-    Prepare(EndpointRequest, Reply<Result<AttachPlan, PlumbingError>>),
-    Commit(LeaseKey, Reply<Result<Lease, PlumbingError>>),
-    Abort(LeaseKey, Reply<Result<(), PlumbingError>>),
-    Remove(LeaseKey, Reply<Result<Lease, PlumbingError>>),
+    Prepare(EndpointRequest, Reply<Result<Lease, PlumbingError>>),
+    Commit(u64, Reply<Result<Lease, PlumbingError>>),
+    Abort(u64, Reply<Result<(), PlumbingError>>),
+    Remove(String, Reply<Result<Lease, PlumbingError>>),
     List(Reply<Vec<Lease>>),
     Stop(Reply<Result<(), TeardownErrors>>),
 }
@@ -92,7 +92,7 @@ impl PlumbingHandle {
     ///
     /// # Errors
     /// As there, or when the thread has ended.
-    pub async fn prepare(&self, request: EndpointRequest) -> Result<AttachPlan, PlumbingError> {
+    pub async fn prepare(&self, request: EndpointRequest) -> Result<Lease, PlumbingError> {
         self.call(|reply| Command::Prepare(request, reply)).await?
     }
 
@@ -100,24 +100,24 @@ impl PlumbingHandle {
     ///
     /// # Errors
     /// As there, or when the thread has ended.
-    pub async fn commit(&self, key: LeaseKey) -> Result<Lease, PlumbingError> {
-        self.call(|reply| Command::Commit(key, reply)).await?
+    pub async fn commit(&self, lease: u64) -> Result<Lease, PlumbingError> {
+        self.call(|reply| Command::Commit(lease, reply)).await?
     }
 
     /// See [`Plumber::abort`].
     ///
     /// # Errors
     /// As there, or when the thread has ended.
-    pub async fn abort(&self, key: LeaseKey) -> Result<(), PlumbingError> {
-        self.call(|reply| Command::Abort(key, reply)).await?
+    pub async fn abort(&self, lease: u64) -> Result<(), PlumbingError> {
+        self.call(|reply| Command::Abort(lease, reply)).await?
     }
 
     /// See [`Plumber::remove`].
     ///
     /// # Errors
     /// As there, or when the thread has ended.
-    pub async fn remove(&self, key: LeaseKey) -> Result<Lease, PlumbingError> {
-        self.call(|reply| Command::Remove(key, reply)).await?
+    pub async fn remove(&self, name: String) -> Result<Lease, PlumbingError> {
+        self.call(|reply| Command::Remove(name, reply)).await?
     }
 
     /// Every endpoint, prepared and committed.
@@ -212,9 +212,9 @@ async fn obey(plumber: &mut Plumber, command: Command, problems: &Mutex<Vec<Prob
         }
         Command::Reconcile(reply) => drop(reply.send(look(plumber, Scope::Everything, problems).await)),
         Command::Prepare(request, reply) => drop(reply.send(plumber.prepare(&request).await)),
-        Command::Commit(key, reply) => drop(reply.send(plumber.commit(&key))),
-        Command::Abort(key, reply) => drop(reply.send(plumber.abort(&key).await)),
-        Command::Remove(key, reply) => drop(reply.send(plumber.remove(&key).await)),
+        Command::Commit(lease, reply) => drop(reply.send(plumber.commit(lease))),
+        Command::Abort(lease, reply) => drop(reply.send(plumber.abort(lease).await)),
+        Command::Remove(name, reply) => drop(reply.send(plumber.remove(&name).await)),
         Command::List(reply) => drop(reply.send(plumber.endpoints())),
         Command::Stop(_) => {}
     }
@@ -227,7 +227,7 @@ async fn look(plumber: &mut Plumber, scope: Scope, problems: &Mutex<Vec<Problem>
     }
     let mut known = problems.lock().unwrap_or_else(PoisonError::into_inner);
     for problem in outcome.problems.iter().filter(|problem| !known.contains(problem)) {
-        tracing::warn!(code = problem.code, what = problem.what, next = problem.next, "host plumbing problem");
+        tracing::warn!(code = %problem.code, what = %problem.what, next = %problem.next, "host plumbing problem");
     }
     known.clone_from(&outcome.problems);
     drop(known);

@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use overlay_control::api::Problem;
 use serde::{Deserialize, Serialize};
 
 use super::desired::{Family, uses};
+use super::error::problem;
 use super::lease::write_durably;
-use super::{PlumbingConfig, PlumbingError, Problem};
+use super::{PlumbingConfig, PlumbingError};
 
 /// The version of the file of old values.
 const VERSION: u32 = 1;
@@ -72,12 +74,12 @@ impl Sysctl {
             }
         }
         if self.get("net/ipv4/conf/all/arp_ignore").is_some_and(|v| v != "0") && uses(config, Family::V4) {
-            problems.push(Problem {
-                code: "arp-ignore",
-                what: "net.ipv4.conf.all.arp_ignore is not 0".into(),
-                why: "the host does not answer containers that ask for their gateway".into(),
-                next: "sysctl -w net.ipv4.conf.all.arp_ignore=0".into(),
-            });
+            problems.push(problem(
+                "ARP_IGNORE",
+                "net.ipv4.conf.all.arp_ignore is not 0",
+                "the host does not answer containers that ask for their gateway",
+                "sysctl -w net.ipv4.conf.all.arp_ignore=0",
+            ));
         }
         (changes, problems)
     }
@@ -190,12 +192,8 @@ fn not_set(key: &str, value: &str) -> Problem {
     } else {
         "the overlay interface cannot carry IPv6"
     };
-    Problem {
-        code: "sysctl",
-        what: format!("{} must be {value}", dotted(key)),
-        why: why.into(),
-        next: format!("sysctl -w {}={value}   # keep it: a file in /etc/sysctl.d", dotted(key)),
-    }
+    let what = format!("{} must be {value}", dotted(key));
+    problem("SYSCTL", what, why, format!("sysctl -w {}={value}   # keep it: a file in /etc/sysctl.d", dotted(key)))
 }
 
 #[cfg(test)]

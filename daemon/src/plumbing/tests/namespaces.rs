@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use super::super::endpoint::{AttachPlan, EndpointRequest};
+use overlay_control::api::EndpointRequest;
+
+use super::super::lease::Lease;
 use super::super::plumber::Scope;
 use super::*;
 
@@ -86,7 +88,7 @@ fn is_root() -> bool {
 fn snapshot() -> String {
     let mut text = String::new();
     for command in [
-        "ip -o link | sed 's/state [A-Z]*//; s/NO-CARRIER,//; s/,LOWER_UP//'",
+        "ip -o link | sed 's/qdisc [a-z_]*//; s/state [A-Z]*//; s/NO-CARRIER,//; s/,LOWER_UP//'",
         "ip -o -4 address; ip -o -6 address show scope global",
         "ip -N -4 rule; ip -N -6 rule",
         "{ ip -N -4 route show table all; ip -N -6 route show table all | grep -v -e fe80 -e ff00; } | sed 's/ linkdown//'",
@@ -133,14 +135,27 @@ impl Bounce {
     }
 }
 
-async fn attach(plumber: &mut Plumber, namespace: &Namespace, container: &str) -> AttachPlan {
-    let request = EndpointRequest { container: container.into(), ifname: "eth0".into(), addresses: vec![] };
-    let plan = plumber.prepare(&request).await.unwrap();
-    for command in plan.commands(&namespace.0) {
-        sh(&command.join(" "));
+fn request(name: &str) -> EndpointRequest {
+    EndpointRequest { name: name.into(), interface: "eth0".into(), netns: name.into(), addresses: vec![] }
+}
+
+/// Attaches a namespace as `overlayctl endpoint add` does.
+async fn attach(plumber: &mut Plumber, namespace: &Namespace, name: &str) -> Lease {
+    let lease = plumber.prepare(&request(name)).await.unwrap();
+    sh(&format!("ip link set {} netns {}", lease.peer_ifname, namespace.0));
+    namespace.sh(&format!("ip link set {} name eth0", lease.peer_ifname));
+    namespace.sh("ip link set lo up");
+    for address in &lease.addresses {
+        let (length, option) = if address.is_ipv4() { (32, "") } else { (128, "nodad") };
+        namespace.sh(&format!("ip address add {address}/{length} dev eth0 {option}"));
     }
-    plumber.commit(&plan.lease.key()).unwrap();
-    plan
+    namespace.sh(&format!("ip link set eth0 mtu {} up", lease.mtu));
+    namespace.sh("ip route add 10.42.1.1/32 dev eth0 scope link");
+    for gateway in &lease.gateways {
+        namespace.sh(&format!("ip route add default via {gateway} dev eth0"));
+    }
+    plumber.commit(lease.id).unwrap();
+    lease
 }
 
 #[test]
@@ -263,8 +278,8 @@ fn container_packets_cross_the_tun_and_host_packets_do_not() {
         let (one, two) = (Namespace::new("one"), Namespace::new("two"));
         let first = attach(&mut plumber, &one, "one").await;
         let second = attach(&mut plumber, &two, "two").await;
-        assert_eq!(first.lease.addresses, ["10.42.1.4".parse::<IpAddr>().unwrap(), "fd42:0:0:1::4".parse().unwrap()]);
-        assert_eq!(second.lease.addresses[0], "10.42.1.5".parse::<IpAddr>().unwrap());
+        assert_eq!(first.addresses, ["10.42.1.4".parse::<IpAddr>().unwrap(), "fd42:0:0:1::4".parse().unwrap()]);
+        assert_eq!(second.addresses[0], "10.42.1.5".parse::<IpAddr>().unwrap());
         // Its own host, without the TUN.
         one.sh("ping -c 1 -W 2 10.42.1.1");
         one.sh("ping -c 1 -W 2 fd42:0:0:1::1");
@@ -336,20 +351,18 @@ fn lease_whose_container_is_gone_is_ended_and_its_address_cools_down() {
         let mut plumber = Plumber::open(config.clone()).unwrap();
         assert_eq!(plumber.reconcile(Scope::Everything).await.problems, []);
         let one = Namespace::new("one");
-        let lease = attach(&mut plumber, &one, "one").await.lease;
-        let again = plumber
-            .prepare(&EndpointRequest { container: "one".into(), ifname: "eth0".into(), addresses: vec![] })
-            .await;
-        assert!(matches!(again, Err(PlumbingError::EndpointExists { .. })));
+        let lease = attach(&mut plumber, &one, "one").await;
+        let again = plumber.prepare(&request("one")).await;
+        assert!(matches!(again, Err(PlumbingError::EndpointExists(_))));
         sh(&format!("ip link del {}", lease.host_ifname));
         // The daemon was away meanwhile.
         let mut plumber = Plumber::open(config).unwrap();
         plumber.reconcile(Scope::Everything).await;
         assert_eq!(plumber.endpoints(), []);
         let two = Namespace::new("two");
-        let next = attach(&mut plumber, &two, "two").await.lease;
+        let next = attach(&mut plumber, &two, "two").await;
         assert_eq!(next.addresses[0], "10.42.1.5".parse::<IpAddr>().unwrap());
-        plumber.remove(&next.key()).await.unwrap();
+        plumber.remove("two").await.unwrap();
         assert!(!run(&format!("ip link show {}", next.host_ifname)).0);
         assert!(!run("ip route show table 1001").1.contains("10.42.1.5"));
     });
@@ -361,13 +374,12 @@ fn aborted_endpoint_leaves_nothing_and_frees_its_address() {
         let mut plumber = Plumber::open(config).unwrap();
         assert_eq!(plumber.reconcile(Scope::Everything).await.problems, []);
         let before = snapshot();
-        let request = EndpointRequest { container: "one".into(), ifname: "eth0".into(), addresses: vec![] };
-        let plan = plumber.prepare(&request).await.unwrap();
+        let lease = plumber.prepare(&request("one")).await.unwrap();
         assert_ne!(snapshot(), before);
-        assert_eq!(plumber.prepare(&request).await.unwrap(), plan);
-        plumber.abort(&plan.lease.key()).await.unwrap();
+        assert_eq!(plumber.prepare(&request("one")).await.unwrap(), lease);
+        plumber.abort(lease.id).await.unwrap();
         assert_eq!(snapshot(), before);
-        assert_eq!(plumber.prepare(&request).await.unwrap().lease.addresses, plan.lease.addresses);
+        assert_eq!(plumber.prepare(&request("one")).await.unwrap().addresses, lease.addresses);
     });
 }
 
