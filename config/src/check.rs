@@ -320,8 +320,10 @@ impl Checker {
             self.set("overlay.encapsulation", encapsulation, &mut parts.overlay.encapsulation, undo);
         }
         if let Some(place) = cli.policy.place {
-            let written = ["policy.default", "policy.rules"].into_iter().find(|key| self.origins.0.contains_key(*key));
-            if let Some(key) = written {
+            // A file that spells out the defaults has no opinion of its own.
+            let default = parts.policy.default != defaults::POLICY;
+            let written = [("policy.default", default), ("policy.rules", !parts.policy.rules.is_empty())];
+            if let Some((key, _)) = written.into_iter().find(|(_, opinion)| *opinion) {
                 self.clash(place, "policy", key, "overlayctl policy apply --reset");
             } else {
                 if let Some(default) = cli.policy.default {
