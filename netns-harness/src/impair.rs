@@ -41,8 +41,10 @@ pub(crate) fn rules(state: &LabState) -> String {
                 let (v4, v6) = (underlay::ipv4(index), underlay::ipv6(index));
                 for (rules, to) in duplicates.iter_mut().zip([v4.to_string(), v6.to_string()]) {
                     let device = &other.name;
-                    let _ =
-                        writeln!(rules, "    {leg} numgen random mod 100000 <= {share} dup to {to} device \"{device}\"");
+                    let _ = writeln!(
+                        rules,
+                        "    {leg} numgen random mod 100000 <= {share} dup to {to} device \"{device}\""
+                    );
                 }
             }
         }

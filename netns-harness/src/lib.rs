@@ -16,6 +16,7 @@ mod lab;
 pub mod load;
 pub mod netns;
 mod ping;
+mod plain;
 mod state;
 mod underlay;
 mod wait;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod checks;
+mod contenders;
 mod demo;
 mod dist;
 mod machine;
@@ -115,7 +116,7 @@ fn run(action: Action) -> Result<ExitCode> {
         Action::Clean(options) => manage::clean(&options).map(success),
         Action::Test(options) => suite::run(&options),
         Action::Check => suite::check(),
-        Action::Bench(options) => bench::run(&options),
+        Action::Bench(options) => bench::run_bench(&options),
         Action::Dist(options) => dist::run(&options).map(success),
         Action::Soak(options) => soak::run(&options),
         Action::Wire { left, right, faults } => {
