@@ -4,7 +4,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use overlay_netns_harness::{Binaries, Profile, netns, ping, run, wait_for};
+use overlay_netns_harness::{Binaries, Profile, netns, ping, wait_for};
 use serde::Serialize;
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -128,8 +128,9 @@ pub(crate) fn run_bench(options: &Options) -> Result<ExitCode> {
 /// One run of iperf3, client on the first processor and server on the second.
 fn iperf(rig: &Rig, seconds: u32, streams: u32) -> Result<f64> {
     let to = rig.to.v4.to_string();
-    let server = ["taskset", "-c", "1", "iperf3", "--server", "--one-off", "--bind", &to];
+    let server = ["taskset", "-c", "1", "iperf3", "--server", "--bind", &to];
     let mut server = netns::command(&rig.to.view, &server)?.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    let limit = 10 + 2 * u64::from(seconds);
     let (seconds, streams) = (seconds.to_string(), streams.to_string());
     let client = [
         "taskset",
@@ -149,14 +150,17 @@ fn iperf(rig: &Rig, seconds: u32, streams: u32) -> Result<f64> {
         "--json",
     ];
     // The server says nothing useful when it listens, so the client tries until it does.
-    let result = wait_for("an iperf3 run", Duration::from_secs(60), || {
-        run(&mut netns::command(&rig.from.view, &client).ok()?).ok()
+    let mut last = String::new();
+    let result = wait_for("an iperf3 run", Duration::from_secs(limit), || {
+        let output = netns::command(&rig.from.view, &client).ok()?.stdin(Stdio::null()).output().ok()?;
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        last = report["error"].as_str().unwrap_or_default().to_owned();
+        report["end"]["sum_received"]["bits_per_second"].as_f64()
     });
     let _ = server.kill();
     let _ = server.wait();
-    let report: serde_json::Value = serde_json::from_str(&result?.0)?;
-    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
-    Ok(bits.context("iperf3 reported no throughput")? / 1e6)
+    let (bits, _) = result.with_context(|| format!("iperf3 said last: {last}"))?;
+    Ok(bits / 1e6)
 }
 
 /// Processor share and memory of the daemon of h1 over some seconds, then the time both need from start to first packet.
