@@ -10,7 +10,7 @@ use rand_core::RngCore as _;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::Gossip;
-use super::crypto::{AckTranscript, IntroduceKeys, diffie_hellman, introduce_signed_bytes, open, seal};
+use super::crypto::{AckTranscript, IntroduceKeys, Sealed, diffie_hellman, introduce_signed_bytes, seal};
 use super::limiter::SourceKind;
 use super::peer::PendingContact;
 use super::view::{GossipEvent, MemberState};
@@ -57,10 +57,8 @@ impl Gossip {
     pub(super) fn handle_introduce(
         &mut self,
         from: SocketAddr,
-        header: &[u8],
         ephemeral: &[u8; 32],
-        nonce: &[u8; 24],
-        ciphertext: &[u8],
+        sealed: &Sealed<'_>,
         now: Instant,
     ) {
         let known = self.peers.values().any(|peer| peer.is_endpoint(from));
@@ -69,7 +67,7 @@ impl Gossip {
             self.counters.rate_limited += 1;
             return;
         }
-        let Some((content, keys, host)) = self.open_introduce(header, ephemeral, nonce, ciphertext) else {
+        let Some((content, keys, host)) = self.open_introduce(ephemeral, sealed) else {
             self.counters.unauthenticated += 1;
             return;
         };
@@ -104,14 +102,12 @@ impl Gossip {
     /// Opens an INTRODUCE and verifies its signature by a configured member.
     fn open_introduce(
         &self,
-        header: &[u8],
         ephemeral: &[u8; 32],
-        nonce: &[u8; 24],
-        ciphertext: &[u8],
+        sealed: &Sealed<'_>,
     ) -> Option<(IntroduceContent, IntroduceKeys, HostId)> {
         let keys = IntroduceKeys::new(&self.identity.to_x25519(), &PublicKey::from(*ephemeral))?;
         let key = keys.introduce_key(&self.cluster, self.host, ephemeral);
-        let bytes = open(&key, nonce, header, ciphertext)?;
+        let bytes = sealed.open(&key)?;
         let content = IntroduceContent::decode(&bytes).ok()?;
         let identity = IdentityPublic::from_bytes(&content.identity).ok()?;
         let host = identity.host_id();
@@ -155,11 +151,9 @@ impl Gossip {
     pub(super) fn handle_introduce_ack(
         &mut self,
         from: SocketAddr,
-        header: &[u8],
         tag: [u8; 8],
         box_key: &[u8; 32],
-        nonce: &[u8; 24],
-        ciphertext: &[u8],
+        sealed: &Sealed<'_>,
         now: Instant,
     ) {
         let found = self.peers.values().find_map(|peer| {
@@ -170,7 +164,7 @@ impl Gossip {
             self.counters.unknown_sender += 1;
             return;
         };
-        let Some((content, sent)) = self.open_introduce_ack(host, at, header, box_key, nonce, ciphertext) else {
+        let Some((content, sent)) = self.open_introduce_ack(host, at, box_key, sealed) else {
             self.counters.unauthenticated += 1;
             return;
         };
@@ -191,10 +185,8 @@ impl Gossip {
         &self,
         host: HostId,
         at: usize,
-        header: &[u8],
         box_key: &[u8; 32],
-        nonce: &[u8; 24],
-        ciphertext: &[u8],
+        sealed: &Sealed<'_>,
     ) -> Option<(IntroduceAckContent, Instant)> {
         let peer = self.peers.get(&host)?;
         let pending = peer.contact.pending.get(at)?;
@@ -207,7 +199,7 @@ impl Gossip {
             responder_box: box_key,
             nonce: pending.nonce,
         };
-        let bytes = open(&pending.keys.ack_key(&transcript, &box_shared), nonce, header, ciphertext)?;
+        let bytes = sealed.open(&pending.keys.ack_key(&transcript, &box_shared))?;
         let content = IntroduceAckContent::decode(&bytes).ok()?;
         let is_theirs = content.record.key == record_key(host) && content.nonce == pending.nonce;
         is_theirs.then_some((content, pending.sent))

@@ -133,10 +133,26 @@ pub(super) fn seal(key: &Key, nonce: &[u8; 24], header: Vec<u8>, content: &[u8])
     datagram
 }
 
-/// Opens a ciphertext; `None` when it does not authenticate.
-pub(super) fn open(key: &Key, nonce: &[u8; 24], header: &[u8], ciphertext: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-    let cipher = XChaCha20Poly1305::new((&**key).into());
-    cipher.decrypt(XNonce::from_slice(nonce), Payload { msg: ciphertext, aad: header }).ok().map(Zeroizing::new)
+/// The sealed part of a datagram as it came in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sealed<'a> {
+    /// Everything before the ciphertext; authenticated with it.
+    pub(super) header: &'a [u8],
+    pub(super) nonce: [u8; 24],
+    pub(super) ciphertext: &'a [u8],
+}
+
+impl Sealed<'_> {
+    /// Opens the ciphertext; `None` when it does not authenticate.
+    pub(super) fn open(&self, key: &Key) -> Option<Zeroizing<Vec<u8>>> {
+        let cipher = XChaCha20Poly1305::new((&**key).into());
+        let payload = Payload { msg: self.ciphertext, aad: self.header };
+        cipher.decrypt(XNonce::from_slice(&self.nonce), payload).ok().map(Zeroizing::new)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.header.len() + self.ciphertext.len()
+    }
 }
 
 fn kdf(key: &[u8; 32], parts: &[&[u8]]) -> Key {

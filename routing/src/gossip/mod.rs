@@ -36,6 +36,7 @@ pub use view::{DownReason, GossipCounters, GossipEvent, MemberState, MemberView,
 
 use crate::identity::IdentityKey;
 use crate::rib::Rib;
+use crypto::Sealed;
 use limiter::ContactLimiter;
 use pair::OpenError;
 use peer::{MEMBER_RATE, Peer};
@@ -167,13 +168,13 @@ impl Gossip {
         match Envelope::parse(bytes) {
             Err(_) => self.counters.malformed += 1,
             Ok(Envelope::Sealed { header, tag, nonce, ciphertext }) => {
-                self.handle_sealed(from, header, tag, &nonce, ciphertext, now);
+                self.handle_sealed(from, tag, &Sealed { header, nonce, ciphertext }, now);
             }
             Ok(Envelope::Introduce { header, ephemeral, nonce, ciphertext }) => {
-                self.handle_introduce(from, header, &ephemeral, &nonce, ciphertext, now);
+                self.handle_introduce(from, &ephemeral, &Sealed { header, nonce, ciphertext }, now);
             }
             Ok(Envelope::IntroduceAck { header, tag, box_key, nonce, ciphertext }) => {
-                self.handle_introduce_ack(from, header, tag, &box_key, &nonce, ciphertext, now);
+                self.handle_introduce_ack(from, tag, &box_key, &Sealed { header, nonce, ciphertext }, now);
             }
         }
         self.settle_routes();
@@ -344,26 +345,18 @@ impl Gossip {
         hosts.into_iter().for_each(|host| self.send(host, &Message::Leave));
     }
 
-    fn handle_sealed(
-        &mut self,
-        from: SocketAddr,
-        header: &[u8],
-        tag: [u8; 8],
-        nonce: &[u8; 24],
-        ciphertext: &[u8],
-        now: Instant,
-    ) {
+    fn handle_sealed(&mut self, from: SocketAddr, tag: [u8; 8], sealed: &Sealed<'_>, now: Instant) {
         let Some(host) = self.tags.get(&tag).copied() else {
             self.counters.unknown_sender += 1;
             return;
         };
         let Some(peer) = self.peers.get_mut(&host) else { return };
-        if !peer.bucket.take(MEMBER_RATE, (header.len() + ciphertext.len()) as u64, now) {
+        if !peer.bucket.take(MEMBER_RATE, sealed.len() as u64, now) {
             self.counters.rate_limited += 1;
             return;
         }
         let Some(pair) = peer.pair.as_mut() else { return };
-        let opened = match pair.open(nonce, header, ciphertext) {
+        let opened = match pair.open(sealed) {
             Ok(opened) => opened,
             Err(OpenError::Unauthenticated) => {
                 self.counters.unauthenticated += 1;

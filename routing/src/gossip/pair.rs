@@ -7,7 +7,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::RngCore as _;
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use super::crypto::{Direction, Key, diffie_hellman, open, seal};
+use super::crypto::{Direction, Key, Sealed, diffie_hellman, seal};
 
 /// Words of the replay window's bitmap.
 const WINDOW_WORDS: usize = 16;
@@ -102,8 +102,8 @@ impl Pair {
     }
 
     /// Opens a datagram and marks its sequence as seen.
-    pub(super) fn open(&mut self, nonce: &[u8; 24], header: &[u8], sealed: &[u8]) -> Result<Opened, OpenError> {
-        let bytes = open(&self.receive_key, nonce, header, sealed).ok_or(OpenError::Unauthenticated)?;
+    pub(super) fn open(&mut self, sealed: &Sealed<'_>) -> Result<Opened, OpenError> {
+        let bytes = sealed.open(&self.receive_key).ok_or(OpenError::Unauthenticated)?;
         let content = Content::decode(&bytes).map_err(|_| OpenError::Unauthenticated)?;
         if content.boot_epoch != self.their_epoch {
             return Err(OpenError::Unauthenticated);

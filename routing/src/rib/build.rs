@@ -54,7 +54,7 @@ impl Rib {
     #[must_use]
     pub fn build(input: &RibInput) -> Self {
         let mut claims = collect(input);
-        claims.sort_by(|a, b| rank(a).cmp(&rank(b)));
+        claims.sort_by_key(rank);
         claims.dedup_by(|later, earlier| later.owner == earlier.owner && later.prefix == earlier.prefix);
         let mut in_use: BTreeMap<Prefix, Vec<Settled>> = BTreeMap::new();
         for claim in &mut claims {
@@ -71,9 +71,7 @@ impl Rib {
         }
         let routes = claims.iter().filter(|claim| claim.refusal.is_none()).map(|claim| (claim.prefix, claim.owner));
         let owners = OwnerTable::new(routes.collect());
-        claims.sort_by(|a, b| {
-            (a.prefix, a.refusal.is_some()).cmp(&(b.prefix, b.refusal.is_some())).then_with(|| rank(a).cmp(&rank(b)))
-        });
+        claims.sort_by_key(|claim| (claim.prefix, claim.refusal.is_some(), rank(claim)));
         Self { claims, owners }
     }
 }

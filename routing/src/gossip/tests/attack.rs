@@ -33,7 +33,9 @@ fn routes_record(key: &IdentityKey, version: u64, routes: &[&str]) -> Record {
     sign(key, Record { key: key_of, version, body, signature: [0; 64] })
 }
 
-fn summary(gossip: &Gossip) -> (Vec<Record>, Vec<(HostId, MemberState, Option<SocketAddr>)>, Vec<crate::rib::Claim>) {
+type Summary = (Vec<Record>, Vec<(HostId, MemberState, Option<SocketAddr>)>, Vec<crate::rib::Claim>);
+
+fn summary(gossip: &Gossip) -> Summary {
     let members = gossip.members().into_iter().map(|view| (view.host, view.state, view.endpoint));
     (gossip.records().cloned().collect(), members.collect(), gossip.rib().claims().to_vec())
 }
