@@ -238,7 +238,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
     let key = record().key;
     let entries = vec![VersionEntry { key, version: 5, hash: 6 }];
     let all = vec![
-        ("probe", Message::Probe { nonce: 1, plain: PlainStatus::Valid }),
+        ("probe", Message::Probe { nonce: 1, plain: PlainStatus::Gre }),
         ("ack", Message::Ack { nonce: 1, plain: PlainStatus::Refused, observed: Some(endpoint()) }),
         ("indirect-probe", Message::IndirectProbe { nonce: 1, target: HostId([2; 16]) }),
         ("indirect-ack", Message::IndirectAck { nonce: 1, target: HostId([2; 16]) }),
