@@ -300,6 +300,11 @@ impl Engine {
     pub(crate) fn held_fragment_bytes(&self) -> usize {
         self.fragments.held_bytes()
     }
+
+    #[cfg(test)]
+    pub(crate) fn fragments_are_empty(&self) -> bool {
+        self.fragments.is_empty()
+    }
 }
 
 #[inline]

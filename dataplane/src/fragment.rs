@@ -295,3 +295,6 @@ impl Fragments {
         self.lost.drain(..)
     }
 }
+
+#[cfg(test)]
+mod tests;

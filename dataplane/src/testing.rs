@@ -224,7 +224,7 @@ pub(crate) fn fragment_v4(id: u16, offset: u16, more: bool, protocol: u8, payloa
     let mut bytes = packet("10.42.1.5", "10.42.2.5", 253, payload);
     bytes[9] = protocol;
     bytes[4..6].copy_from_slice(&id.to_be_bytes());
-    let word = offset / 8 | if more { 0x2000 } else { 0 };
+    let word = (offset / 8) | if more { 0x2000 } else { 0 };
     bytes[6..8].copy_from_slice(&word.to_be_bytes());
     checksum::fill_ipv4_header(&mut bytes, 20);
     bytes

@@ -191,6 +191,10 @@ impl TcpTrack {
                 Direction::Reply => TcpVerdict::PassUntouched,
             };
         }
+        if !self.liberal && self.sides[direction as usize].max_window == 0 {
+            // The side never answered the SYN, and the connection was reset.
+            return TcpVerdict::Drop(DropReason::TcpState);
+        }
         if !self.in_window(tcp, payload_len, direction) {
             return TcpVerdict::Drop(DropReason::TcpWindow);
         }
@@ -395,3 +399,6 @@ fn acknowledged(tcp: &Tcp, receiver: &Side) -> u32 {
     // Some stacks send RST with ACK set and nothing acknowledged.
     if !tcp.flags.ack() || (tcp.flags.rst() && tcp.ack == 0) { receiver.end } else { tcp.ack }
 }
+
+#[cfg(test)]
+mod tests;

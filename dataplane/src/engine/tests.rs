@@ -11,6 +11,8 @@ use crate::*;
 const A: &str = "10.42.1.5";
 const B: &str = "10.42.2.5";
 
+type Scenario = Box<dyn FnOnce(&mut World) -> Verdict>;
+
 fn mtu(bytes: u16) -> Mtu {
     Mtu::new(bytes).expect("a valid MTU in a test")
 }
@@ -26,7 +28,7 @@ fn expect_drop(reason: DropReason, rules: &str, scenario: impl FnOnce(&mut World
 #[test]
 fn every_reason_is_reached_and_counted() {
     use DropReason as R;
-    let scenarios: Vec<(R, &str, Box<dyn FnOnce(&mut World) -> Verdict>)> = vec![
+    let scenarios: Vec<(R, &str, Scenario)> = vec![
         (R::Malformed, "", Box::new(|w| w.out(&mut [0x45, 0, 0, 20]))),
         (R::SourceRoute, "", Box::new(|w| w.out(&mut with_option(&[0x83, 7, 4, 10, 0, 0, 1, 0])))),
         (R::IpOptions, "", Box::new(|w| w.out(&mut with_option(&[7, 7, 4, 0, 0, 0, 0, 0])))),
