@@ -40,7 +40,7 @@ pub(super) fn run(context: &mut Context<'_>, verb: args::Flow) -> Outcome {
             if context.output.json {
                 context.output.object("flow-kill", &serde_json::json!({ "count": count }))?;
             } else {
-                context.output.note(&format!("{count} flows cut"))?;
+                context.output.note(&format!("flows cut: {count}"))?;
             }
             Ok(exit::OK)
         }

@@ -39,7 +39,7 @@ pub(super) fn run(context: &mut Context<'_>, verb: Policy) -> Outcome {
                             .output
                             .object("policy-check", &serde_json::json!({ "rules": rules, "notes": notes }))?;
                     } else {
-                        context.output.note(&format!("{rules} rules, no problems"))?;
+                        context.output.note(&format!("no problems, rules: {rules}"))?;
                         notes.iter().try_for_each(|note| context.output.note(&format!("  {note}")))?;
                     }
                     Ok(exit::OK)
@@ -50,7 +50,7 @@ pub(super) fn run(context: &mut Context<'_>, verb: Policy) -> Outcome {
         Policy::Apply { file, reset: _ } => {
             let policy = file.as_deref().map(read).transpose()?;
             let done = match &policy {
-                Some(policy) => format!("{} rules applied", policy.rules.len()),
+                Some(policy) => format!("policy applied, rules: {}", policy.rules.len()),
                 None => "policy as in the configuration file".to_owned(),
             };
             context.change(Request::PolicyApply { policy }, &done)

@@ -1,0 +1,265 @@
+//! One fixed answer per request.
+
+use overlay_config::{Applies, Change, Origin, OriginLayer, PublicKey, Setting};
+use overlay_control::Timestamp;
+use overlay_control::api::{
+    ApiError, ControlState, DataState, EndpointInfo, EndpointState, Event, Finding, FindingStatus, Flow, FlowUse,
+    Health, HostInfo, PeerKind, PeerStatus, PingProgress, PingReply, PolicyView, Problem, Refusal, RefusedBy, Request,
+    Response, RouteAdded, RouteEntry, RouteWhy, RuleMatch, Severity, Status, TestVerdict, Verdict, VersionInfo,
+};
+use overlay_control::codes::Code;
+use overlay_wire::{Encapsulation, HostId, Prefix};
+
+use crate::support::Answer;
+
+fn prefix(text: &str) -> Prefix {
+    text.parse().expect("a prefix")
+}
+
+fn problem(code: &str) -> Problem {
+    Problem {
+        code: code.into(),
+        what: "no packet came back for 12 s".into(),
+        why: "UDP port 51821 is closed on the way".into(),
+        next: "overlayctl doctor --peer h3".into(),
+    }
+}
+
+fn peers() -> Vec<PeerStatus> {
+    let h2 = PeerStatus {
+        name: "h2".into(),
+        kind: PeerKind::Member,
+        id: Some(HostId([2; 16])),
+        public_key: Some(PublicKey([2; 32])),
+        subnets: vec![prefix("10.42.2.0/24"), prefix("fd42:0:0:2::/64")],
+        encapsulation: Encapsulation::Wireguard,
+        authenticated: true,
+        endpoint: Some("192.0.2.2:51821".into()),
+        control: ControlState::Up,
+        data: DataState::Up,
+        rtt_us: Some(412),
+        loss_percent: Some(0.0),
+        handshake_age_ms: Some(42_000),
+        tx_bytes: 1_572_864,
+        rx_bytes: 1023,
+        tx_packets: 1200,
+        rx_packets: 7,
+        mtu: Some(1420),
+        problems: vec![],
+    };
+    let h3 = PeerStatus {
+        name: "h3".into(),
+        id: Some(HostId([3; 16])),
+        public_key: Some(PublicKey([3; 32])),
+        subnets: vec![prefix("10.42.3.0/24")],
+        endpoint: None,
+        control: ControlState::Suspect,
+        data: DataState::Down,
+        rtt_us: None,
+        loss_percent: Some(12.5),
+        handshake_age_ms: None,
+        problems: vec![problem("DATA_DOWN")],
+        ..h2.clone()
+    };
+    let old = PeerStatus {
+        name: "old-router".into(),
+        kind: PeerKind::Foreign,
+        id: None,
+        public_key: None,
+        subnets: vec![],
+        encapsulation: Encapsulation::Ipip,
+        authenticated: false,
+        endpoint: Some("192.0.2.9".into()),
+        control: ControlState::None,
+        data: DataState::Idle,
+        mtu: None,
+        problems: vec![],
+        ..h3.clone()
+    };
+    vec![h2, h3, old]
+}
+
+fn version() -> VersionInfo {
+    VersionInfo { version: "0.1.0".into(), protocol: 1, pid: 77, started: Timestamp::from_unix_ms(1_795_185_061_001) }
+}
+
+fn status() -> Status {
+    Status {
+        health: Health::Degraded,
+        ready: true,
+        daemon: version(),
+        host: HostInfo {
+            name: "h1".into(),
+            id: HostId([1; 16]),
+            identity: PublicKey([1; 32]),
+            cluster: "prod".into(),
+            addresses: vec!["10.42.1.1".parse().expect("address"), "fd42:0:0:1::1".parse().expect("address")],
+            prefixes: vec![prefix("10.42.1.0/24"), prefix("fd42:0:0:1::/64")],
+            announce: vec![],
+            interface: "overlay0".into(),
+            mtu: 1420,
+            listen_port: 51821,
+            encapsulation: Encapsulation::Wireguard,
+            endpoints: 3,
+        },
+        peers: peers(),
+        flows: FlowUse { count: 12, limit: 262_144 },
+        drops: [("no_route", 4), ("policy", 20), ("ttl", 0)].map(|(why, count)| (why.to_owned(), count)).into(),
+        problems: vec![Problem {
+            code: "CLOCK".into(),
+            what: "the clock is \u{1b}[31m wrong".into(),
+            ..problem("CLOCK")
+        }],
+    }
+}
+
+fn route(text: &str, owner: &str, kind: &str, reason: &str) -> RouteEntry {
+    let best = kind != "claim";
+    RouteEntry { prefix: prefix(text), owner: owner.into(), kind: kind.into(), metric: 0, best, reason: reason.into() }
+}
+
+/// The answer to a request.
+pub(crate) fn answer(request: &Request) -> Answer {
+    let done =
+        |notes: &[&str]| Response::Done { changed: true, notes: notes.iter().map(|n| (*n).to_owned()).collect() };
+    let text = |text: &str| Some(text.to_owned());
+    Ok(vec![match request {
+        Request::Status => Response::Status(Box::new(status())),
+        Request::PeerList => Response::Peers(peers()),
+        Request::PeerShow { name } => match peers().into_iter().find(|peer| peer.name == *name) {
+            Some(peer) => Response::Peer(Box::new(peer)),
+            None => {
+                let what = format!("no peer is named {name}");
+                let next = "`overlayctl peer list` shows them";
+                return Err(ApiError::new(
+                    Code::NotFound,
+                    what,
+                    "neither the file nor the command line names it",
+                    next,
+                ));
+            }
+        },
+        Request::RouteList => Response::Routes(vec![
+            route("10.42.1.0/24", "h1", "local", "own prefix"),
+            route("10.42.2.0/24", "h2", "member", "allowed by the configuration"),
+            route("192.168.7.0/24", "h3", "member", "only claim"),
+        ]),
+        Request::RouteGet { .. } => Response::Route(route("10.42.2.0/24", "h2", "member", "longest match")),
+        Request::RouteAdd { prefix } => Response::RouteAdded(RouteAdded {
+            prefix: *prefix,
+            changed: true,
+            accepted_by: vec!["h2".into()],
+            refused_by: vec![RefusedBy {
+                member: "h3".into(),
+                why: "not in its allow list for h1".into(),
+                missing_line: Some(format!("allow = [\"{prefix}\"]")),
+            }],
+            unanswered: vec!["h4".into()],
+        }),
+        Request::RouteWhy { prefix } => Response::RouteWhy(RouteWhy {
+            query: *prefix,
+            candidates: vec![route("10.42.2.0/24", "h2", "member", "explicit grant")],
+            refused: vec![Refusal {
+                prefix: "10.42.2.128/25".parse().expect("a prefix"),
+                owner: "h3".into(),
+                why: "inside the prefix of h2".into(),
+                missing_line: None,
+            }],
+        }),
+        Request::PolicyShow => Response::Policy(PolicyView {
+            policy: "default deny\nallow tcp/443 from any to 10.42.1.0/24\nreject any from any to any log"
+                .parse()
+                .expect("a policy"),
+            revision: 4,
+            origin: "file".into(),
+            hits: vec![12, 0],
+        }),
+        Request::PolicyTest(_) => Response::Verdict(TestVerdict {
+            verdict: Verdict::Reject,
+            rule: Some(RuleMatch { number: 2, rule: "reject any from any to any log".into() }),
+            reason: "the first rule that matches decides".into(),
+            from_owner: text("h1"),
+            to_owner: text("h2"),
+            steps: vec!["source is owned by h1".into(), "rule 1 does not match: port".into()],
+        }),
+        Request::FlowList { .. } => Response::Flows {
+            flows: vec![Flow {
+                protocol: "tcp".into(),
+                source: "10.42.1.5:40000".into(),
+                destination: "10.42.2.7:443".into(),
+                state: "established".into(),
+                peer: text("h2"),
+                packets: 10,
+                reply_packets: 9,
+                bytes: 4096,
+                reply_bytes: 900,
+                idle_ms: 1500,
+            }],
+            more: true,
+        },
+        Request::FlowKill { .. } => Response::Killed { count: 3 },
+        Request::EndpointList => Response::Endpoints(vec![EndpointInfo {
+            name: "web".into(),
+            state: EndpointState::Attached,
+            addresses: vec!["10.42.1.4".parse().expect("address")],
+            host_interface: "ov0123456789".into(),
+            interface: "eth0".into(),
+            netns: "/run/netns/web".into(),
+        }]),
+        Request::ConfigShow => {
+            let file = Origin { layer: OriginLayer::File, file: text("/etc/overlay/overlayd.toml"), line: Some(2) };
+            let default = Origin { layer: OriginLayer::Default, file: None, line: None };
+            Response::Settings(vec![
+                Setting { key: "node.name".into(), value: "h1".into(), origin: file },
+                Setting { key: "overlay.mtu".into(), value: "auto".into(), origin: default },
+            ])
+        }
+        Request::ConfigDiff => Response::Changes(vec![
+            Change { key: "log.level".into(), from: text("info"), to: text("debug"), applies: Applies::Live },
+            Change { key: "overlay.mtu".into(), from: text("auto"), to: None, applies: Applies::Restart },
+        ]),
+        Request::ConfigReload => Response::Changes(vec![]),
+        Request::PingStart { .. } => Response::PingStarted { id: 5 },
+        Request::PingPoll { id: 5 } => Response::Ping(PingProgress {
+            peer: "h2".into(),
+            address: None,
+            encapsulation: Encapsulation::Wireguard,
+            endpoint: text("192.0.2.2:51821"),
+            replies: vec![
+                PingReply { sequence: 1, rtt_us: Some(400) },
+                PingReply { sequence: 2, rtt_us: None },
+                PingReply { sequence: 3, rtt_us: Some(12_345) },
+            ],
+            done: true,
+        }),
+        Request::WaitReady => Response::Ready { ready: false, missing: vec!["h3 was not tried yet".into()] },
+        Request::Doctor { .. } => Response::Findings(vec![
+            Finding { check: "forwarding".into(), status: FindingStatus::Ok, why: "on".into(), fix: None, undo: None },
+            Finding {
+                check: "rp_filter".into(),
+                status: FindingStatus::Bad,
+                why: "1 on all, which drops packets from the overlay".into(),
+                fix: text("sysctl -w net.ipv4.conf.all.rp_filter=2"),
+                undo: text("sysctl -w net.ipv4.conf.all.rp_filter=1"),
+            },
+        ]),
+        Request::EventsFollow => {
+            let event = |kind: &str, cause: &str| {
+                let time = Timestamp::from_unix_ms(1_795_185_061_001);
+                Response::Event(Event {
+                    time,
+                    severity: Severity::Warn,
+                    kind: kind.into(),
+                    subject: text("h3"),
+                    cause: cause.into(),
+                })
+            };
+            let begun = Response::Done { changed: false, notes: vec![] };
+            return Ok(vec![begun, event("peer-down", "no answer to 3 probes"), event("peer-up", "answered")]);
+        }
+        Request::Version => Response::Version(version()),
+        Request::PolicyApply { .. } => done(&["2 flows were cut"]),
+        Request::PeerRemove { .. } => Response::Done { changed: false, notes: vec![] },
+        _ => done(&[]),
+    }])
+}
