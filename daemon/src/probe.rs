@@ -95,11 +95,14 @@ impl ProbeState {
     }
 }
 
-/// Builds an echo request.
+/// Payload of the echoes that are sent on their own account, in bytes.
+pub const PAYLOAD: usize = 24;
+
+/// Builds an echo request with `payload` bytes behind its header; `None` when the families differ.
 #[must_use]
-pub fn echo_request(from: IpAddr, to: IpAddr, id: u16, sequence: u16) -> Option<Vec<u8>> {
-    let payload = [0x6f; 24];
-    let mut out = Vec::with_capacity(96);
+pub fn echo_request(from: IpAddr, to: IpAddr, id: u16, sequence: u16, payload: usize) -> Option<Vec<u8>> {
+    let payload = vec![0x6f; payload];
+    let mut out = Vec::with_capacity(payload.len() + 64);
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 64)
             .icmpv4_echo_request(id, sequence)
@@ -114,16 +117,14 @@ pub fn echo_request(from: IpAddr, to: IpAddr, id: u16, sequence: u16) -> Option<
     Some(out)
 }
 
-/// The sequence number of an echo reply to one of our probes.
+/// Identifier and sequence number of an echo reply.
 #[must_use]
-pub fn reply_sequence(headers: &Headers, packet: &[u8], id: u16) -> Option<u16> {
+pub fn reply_ids(headers: &Headers, packet: &[u8]) -> Option<(u16, u16)> {
     let Transport::Icmp(icmp) = headers.transport else { return None };
     let is_reply = matches!((headers.is_ipv4(), icmp.kind), (true, 0) | (false, 129));
-    if !is_reply || icmp.id != Some(id) {
-        return None;
-    }
     let at = usize::from(headers.l4_offset) + 6;
-    packet.get(at..at + 2)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
+    let sequence = packet.get(at..at + 2)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))?;
+    is_reply.then_some((icmp.id?, sequence))
 }
 
 #[cfg(test)]
@@ -161,15 +162,14 @@ mod tests {
     #[test]
     fn request_and_reply_carry_the_sequence() {
         for (from, to, request, reply) in [("10.0.0.1", "10.0.0.2", 8, 0), ("fd00::1", "fd00::2", 128, 129)] {
-            let mut packet = echo_request(from.parse().expect("ip"), to.parse().expect("ip"), 77, 513).expect("one family");
+            let mut packet = echo_request(from.parse().expect("ip"), to.parse().expect("ip"), 77, 513, PAYLOAD).expect("one family");
             let headers = Headers::parse(&packet).expect("valid");
-            assert_eq!(reply_sequence(&headers, &packet, 77), None, "a request is no reply");
+            assert_eq!(reply_ids(&headers, &packet), None, "a request is no reply");
             let at = usize::from(headers.l4_offset);
             assert_eq!(packet[at], request);
             packet[at] = reply;
             let headers = Headers::parse(&packet).expect("valid");
-            assert_eq!(reply_sequence(&headers, &packet, 77), Some(513));
-            assert_eq!(reply_sequence(&headers, &packet, 78), None);
+            assert_eq!(reply_ids(&headers, &packet), Some((77, 513)));
         }
     }
 }

@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::Sender;
-use overlay_dataplane::{FlowSelector, FlowSnapshot};
 use overlay_wire::PeerIndex;
 
 use crate::counters::PathCounters;
@@ -49,12 +48,8 @@ pub enum WorkerEvent {
 pub enum WorkerCommand {
     /// Treat this packet as if read from the TUN.
     Inject(Vec<u8>),
-    /// List the tracked flows, at most this many.
-    Flows(usize, Sender<Vec<FlowSnapshot>>),
-    /// Remove the flows a selector matches; how many.
-    Kill(FlowSelector, Sender<usize>),
     /// The engine's counters.
-    Counters(Sender<overlay_dataplane::Counters>),
+    Counters(tokio::sync::oneshot::Sender<overlay_dataplane::Counters>),
     /// End the worker; remove the device's persistence when asked to.
     Stop {
         /// Whether the device goes with the daemon.
@@ -73,6 +68,8 @@ pub struct Shared {
     pub start: Instant,
     /// The identifier of our data-path probes.
     pub probe_id: u16,
+    /// Pings under way.
+    pub pings: crate::ping::Pings,
     /// To the handshake thread.
     pub handshakes: Sender<HandshakeMessage>,
     /// To the gossip task.

@@ -30,6 +30,8 @@ pub struct PathPeer {
     pub peer: Arc<Peer>,
     /// How packets to it are carried.
     pub encapsulation: Encapsulation,
+    /// The plain encapsulation in which packets from it are accepted, besides WireGuard.
+    pub accepts_plain: Option<Encapsulation>,
     /// Where plain packets go, and from which of our addresses; `None` while the peer's source is not validated.
     pub plain: Option<Destination>,
     /// How GRE looks.

@@ -197,7 +197,7 @@ impl Inbound {
         };
         let Some(held) = hold(held, snapshot, index) else { return };
         let expected = if protocol == RawProtocol::Gre { Encapsulation::Gre } else { Encapsulation::Ipip };
-        if held.path.encapsulation != expected {
+        if held.path.accepts_plain != Some(expected) {
             self.shared.counters.add(PathDrop::WrongEncapsulation, 1);
             return;
         }
@@ -341,9 +341,12 @@ impl Worker {
 
     /// Takes the answer to one of our data-path probes; whether it was one.
     fn consume_probe(&mut self, snapshot: &Snapshot, peer: PeerIndex, headers: &Headers, packet: &[u8], now: Instant) -> bool {
-        let Some(sequence) = probe::reply_sequence(headers, packet, self.shared.probe_id) else { return false };
+        let Some((id, sequence)) = probe::reply_ids(headers, packet) else { return false };
         if !snapshot.tables.local.host.contains(&headers.dst) {
             return false;
+        }
+        if id != self.shared.probe_id {
+            return self.shared.pings.answered(id, sequence, now);
         }
         let Some(path) = snapshot.peer(peer) else { return false };
         path.peer.probes.lock().answer(sequence, now);

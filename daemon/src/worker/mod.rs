@@ -170,12 +170,6 @@ impl Worker {
                 self.inject(&snapshot, &mut packet, Instant::now());
                 self.blocked = self.transmitter.flush();
             }
-            WorkerCommand::Flows(most, answer) => {
-                let _ = answer.send(self.engine.flows().take(most).collect());
-            }
-            WorkerCommand::Kill(selector, answer) => {
-                let _ = answer.send(self.engine.kill(&selector));
-            }
             WorkerCommand::Counters(answer) => {
                 let _ = answer.send(self.engine.counters().clone());
             }

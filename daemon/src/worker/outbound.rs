@@ -59,9 +59,12 @@ impl Worker {
         vnet: VnetHeader,
         now: Instant,
     ) {
-        let Ok(headers) = Headers::parse(packet) else {
-            self.shared.counters.add(PathDrop::Inner, 1);
-            return;
+        let headers = match Headers::parse(packet) {
+            Ok(headers) => headers,
+            Err(error) => {
+                self.engine.malformed(&error);
+                return;
+            }
         };
         let (segment_len, segments) = if vnet.gso == GsoKind::None {
             if vnet.needs_checksum && complete_checksum(packet, &vnet).is_err() {
@@ -162,7 +165,7 @@ impl Worker {
     /// Sends fragments that the engine held until their first one passed.
     pub(super) fn release_fragments(&mut self, snapshot: &Snapshot, now: Instant) {
         let mut released: Vec<Released> = Vec::new();
-        self.engine.take_released(&mut released);
+        self.engine.take_released(&snapshot.tables, &mut released);
         let mut held = None;
         for fragment in released {
             let Ok(headers) = Headers::parse(&fragment.packet) else { continue };

@@ -1,0 +1,235 @@
+//! What the control side shares: configuration in force, the published view of gossip, peers, and handles to the
+//! threads.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use overlay_config::Config;
+use overlay_dataplane::Conntrack;
+use overlay_routing::gossip::{GossipCounters, MemberView};
+use overlay_routing::identity::IdentityPublic;
+use overlay_routing::rib::Rib;
+use overlay_wire::gossip::RouteVerdict;
+use overlay_wire::{HostId, Mtu, PeerIndex, Prefix};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::events::EventLog;
+use crate::peers::{Peer, PeerKind};
+use crate::plumbing::PlumbingHandle;
+use crate::shared::SharedRef;
+use crate::wireguard::Keys;
+use crate::worker::WorkerHandle;
+
+/// What gossip last reported.
+#[derive(Debug, Default)]
+pub struct View {
+    /// Every member.
+    pub members: Vec<MemberView>,
+    /// Routes.
+    pub rib: Arc<Rib>,
+    /// What members made of our announcements.
+    pub verdicts: BTreeMap<HostId, Vec<(Prefix, RouteVerdict)>>,
+    /// Where members see us.
+    pub observed: Vec<SocketAddr>,
+    /// What became of gossip datagrams.
+    pub counters: GossipCounters,
+}
+
+impl View {
+    /// A member by host id.
+    #[must_use]
+    pub fn member(&self, host: HostId) -> Option<&MemberView> {
+        self.members.iter().find(|member| member.host == host)
+    }
+}
+
+/// What the API asks of the director, the one task that may change things.
+#[derive(Debug)]
+pub enum Change {
+    /// Read file and CLI layer again and apply the result.
+    Reload(oneshot::Sender<Result<Vec<overlay_config::Change>, overlay_config::Problems>>),
+    /// Apply this configuration, read already.
+    Apply(Box<Config>, oneshot::Sender<()>),
+}
+
+/// Shared by every task of the control side.
+#[derive(Debug)]
+pub struct Core {
+    /// Shared with the packet path.
+    pub shared: SharedRef,
+    /// The configuration in force.
+    pub config: ArcSwap<Config>,
+    /// The file it came from.
+    pub config_path: PathBuf,
+    /// What gossip last reported.
+    pub view: ArcSwap<View>,
+    /// The worker.
+    pub worker: WorkerHandle,
+    /// The flow table.
+    pub conntrack: Arc<Conntrack>,
+    /// The host plumbing.
+    pub plumbing: PlumbingHandle,
+    /// Our WireGuard keys.
+    pub keys: Keys,
+    /// Our identity.
+    pub identity: IdentityPublic,
+    /// Our host id.
+    pub host: HostId,
+    /// MTU of the TUN.
+    pub mtu: Mtu,
+    /// Our overlay addresses.
+    pub host_addresses: Vec<IpAddr>,
+    /// Events.
+    pub events: EventLog,
+    /// When the daemon started, by the wall clock.
+    pub started: SystemTime,
+    /// To the director.
+    pub changes: mpsc::Sender<Change>,
+    /// Whether a kernel tunnel stands in the way of plain encapsulations.
+    pub kernel_tunnels: BTreeMap<String, String>,
+    /// Whether super-packets cross the device.
+    pub offload: crate::device::Offload,
+    /// The CLI layer's file may be written by one change at a time.
+    pub layer_lock: tokio::sync::Mutex<()>,
+    peers: DashMap<PeerKind, Arc<Peer>>,
+    order: Mutex<PeerOrder>,
+    revision: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct PeerOrder {
+    all: Vec<Arc<Peer>>,
+    receivers: HashMap<u32, PeerIndex>,
+}
+
+/// The parts of [`Core`] that are settled before it is made.
+#[derive(Debug)]
+pub struct CoreParts {
+    /// See [`Core`].
+    pub shared: SharedRef,
+    /// See [`Core`].
+    pub config: Arc<Config>,
+    /// See [`Core`].
+    pub config_path: PathBuf,
+    /// See [`Core`].
+    pub worker: WorkerHandle,
+    /// See [`Core`].
+    pub conntrack: Arc<Conntrack>,
+    /// See [`Core`].
+    pub plumbing: PlumbingHandle,
+    /// See [`Core`].
+    pub keys: Keys,
+    /// See [`Core`].
+    pub identity: IdentityPublic,
+    /// See [`Core`].
+    pub mtu: Mtu,
+    /// See [`Core`].
+    pub host_addresses: Vec<IpAddr>,
+    /// See [`Core`].
+    pub changes: mpsc::Sender<Change>,
+    /// See [`Core`].
+    pub kernel_tunnels: BTreeMap<String, String>,
+    /// See [`Core`].
+    pub offload: crate::device::Offload,
+    /// See [`Core`].
+    pub events: EventLog,
+}
+
+impl Core {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(parts: CoreParts) -> Self {
+        Self {
+            shared: parts.shared,
+            config: ArcSwap::new(parts.config),
+            config_path: parts.config_path,
+            view: ArcSwap::default(),
+            worker: parts.worker,
+            conntrack: parts.conntrack,
+            plumbing: parts.plumbing,
+            keys: parts.keys,
+            host: parts.identity.host_id(),
+            identity: parts.identity,
+            mtu: parts.mtu,
+            host_addresses: parts.host_addresses,
+            events: parts.events,
+            started: SystemTime::now(),
+            changes: parts.changes,
+            kernel_tunnels: parts.kernel_tunnels,
+            offload: parts.offload,
+            layer_lock: tokio::sync::Mutex::default(),
+            peers: DashMap::new(),
+            order: Mutex::default(),
+            revision: AtomicU64::new(0),
+        }
+    }
+
+    /// The peer of this kind, made when it is new.
+    pub fn peer(&self, kind: &PeerKind, name: &str) -> Arc<Peer> {
+        if let Some(peer) = self.peers.get(kind) {
+            return Arc::clone(peer.value());
+        }
+        let mut order = self.order.lock();
+        let index = PeerIndex(order.all.len() as u32);
+        let receiver = loop {
+            let candidate = rand_core::RngCore::next_u32(&mut rand_core::OsRng) >> 8;
+            if !order.receivers.contains_key(&candidate) {
+                break candidate;
+            }
+        };
+        let peer = Arc::new(Peer::new(index, kind.clone(), name.to_owned(), receiver));
+        order.receivers.insert(receiver, index);
+        order.all.push(Arc::clone(&peer));
+        self.peers.insert(kind.clone(), Arc::clone(&peer));
+        peer
+    }
+
+    /// The peer of this kind, if there ever was one.
+    #[must_use]
+    pub fn find_peer(&self, kind: &PeerKind) -> Option<Arc<Peer>> {
+        self.peers.get(kind).map(|peer| Arc::clone(peer.value()))
+    }
+
+    /// Every peer that ever was, by place.
+    #[must_use]
+    pub fn all_peers(&self) -> Vec<Arc<Peer>> {
+        self.order.lock().all.clone()
+    }
+
+    /// The next revision of the packet path's tables.
+    pub fn next_revision(&self) -> u64 {
+        self.revision.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The revision in force.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Relaxed)
+    }
+
+    /// How long ago something at `millis` after the start was.
+    #[must_use]
+    pub fn age_of(&self, millis: u64, now: Instant) -> Option<Duration> {
+        (millis > 0).then(|| Duration::from_millis(self.shared.millis(now).saturating_sub(millis)))
+    }
+}
+
+/// The host's own address in a prefix, which is also its containers' gateway: the first behind the network address.
+#[must_use]
+pub fn host_address(prefix: &Prefix) -> IpAddr {
+    prefix.nth(1).unwrap_or_else(|| prefix.addr())
+}
+
+/// The host's addresses: that of the first prefix of each family.
+#[must_use]
+pub fn host_addresses(prefixes: &[Prefix]) -> Vec<IpAddr> {
+    let first = |ipv4: bool| prefixes.iter().find(|prefix| prefix.is_ipv4() == ipv4).map(host_address);
+    [first(true), first(false)].into_iter().flatten().collect()
+}

@@ -1,0 +1,445 @@
+//! The director: the one task that owns gossip and may change what is in force. It drives the gossip state machine,
+//! applies configuration changes whole, rebuilds the packet path's snapshot, and sends data-path probes.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use overlay_config::Config;
+use overlay_control::api::Severity;
+use overlay_routing::gossip::{ForeignPrefixes, Gossip, GossipEvent, OwnHost, StaticMember};
+use overlay_routing::identity::IdentityPublic;
+use overlay_wire::gossip::{Grant, RouteAnnouncement};
+use overlay_wire::{HostId, Prefix};
+use tokio::sync::mpsc;
+
+use crate::core::{Change, Core, View, host_address};
+use crate::peers::{Peer, PeerKind};
+use crate::plumbing::LearnedRoutes;
+use crate::probe::{self, DataState};
+use crate::rebuild::{MemberInput, rebuild};
+use crate::shared::{Datagram, WorkerCommand, WorkerEvent};
+use crate::underlay::route::route_to;
+
+/// How often a peer is probed whose data path is up.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// How often one is probed that has not answered yet in its first seconds.
+const PROBE_FIRST: Duration = Duration::from_millis(100);
+/// How long the quick probes last.
+const PROBE_FIRST_FOR: Duration = Duration::from_secs(5);
+/// How often addresses, routes and MTUs of the underlay are looked at again.
+const UNDERLAY_EVERY: Duration = Duration::from_secs(10);
+
+/// Sends gossip datagrams.
+#[derive(Debug)]
+pub struct GossipSockets {
+    /// UDP over IPv4.
+    pub udp4: Option<std::net::UdpSocket>,
+    /// UDP over IPv6.
+    pub udp6: Option<std::net::UdpSocket>,
+}
+
+/// The director's state.
+#[derive(Debug)]
+pub struct Director {
+    /// Shared state.
+    pub core: Arc<Core>,
+    /// Gossip.
+    pub gossip: Gossip,
+    /// To send with.
+    pub sockets: GossipSockets,
+    /// Gossip datagrams from the worker.
+    pub datagrams: mpsc::Receiver<Datagram>,
+    /// What the worker reports.
+    pub worker_events: mpsc::Receiver<WorkerEvent>,
+    /// What the API asks for.
+    pub changes: mpsc::Receiver<Change>,
+    /// Own endpoints as last published.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+impl Director {
+    /// Runs until `stop` is told.
+    pub async fn run(mut self, mut stop: tokio::sync::watch::Receiver<bool>) {
+        self.gossip.handle_timeout(Instant::now());
+        self.drain(true);
+        let mut probe = tokio::time::interval(PROBE_FIRST);
+        probe.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let quick_until = Instant::now() + PROBE_FIRST_FOR;
+        let mut slow = false;
+        let mut underlay = tokio::time::interval(UNDERLAY_EVERY);
+        underlay.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let due = self.gossip.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(1));
+            tokio::select! {
+                _ = stop.changed() => {
+                    self.gossip.leave(Instant::now());
+                    self.transmit();
+                    return;
+                }
+                Some(datagram) = self.datagrams.recv() => {
+                    self.gossip.handle_datagram(datagram.from, &datagram.bytes, Instant::now());
+                    // What else waits already is taken in the same turn.
+                    for _ in 0..64 {
+                        let Ok(datagram) = self.datagrams.try_recv() else { break };
+                        self.gossip.handle_datagram(datagram.from, &datagram.bytes, Instant::now());
+                    }
+                    self.drain(false);
+                }
+                () = tokio::time::sleep_until(due.into()) => {
+                    self.gossip.handle_timeout(Instant::now());
+                    self.drain(false);
+                }
+                Some(change) = self.changes.recv() => self.change(change),
+                Some(event) = self.worker_events.recv() => self.worker_event(event).await,
+                _ = probe.tick() => {
+                    self.probe();
+                    if !slow && Instant::now() > quick_until {
+                        slow = true;
+                        probe = tokio::time::interval(PROBE_EVERY);
+                        probe.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                    }
+                }
+                _ = underlay.tick() => self.refresh_underlay(),
+            }
+        }
+    }
+
+    fn transmit(&mut self) {
+        while let Some(transmit) = self.gossip.poll_transmit() {
+            let socket = if transmit.to.is_ipv4() { &self.sockets.udp4 } else { &self.sockets.udp6 };
+            if let Some(socket) = socket
+                && let Err(error) = socket.send_to(&transmit.bytes, transmit.to)
+            {
+                tracing::debug!(to = %transmit.to, cause = %error, "gossip datagram not sent");
+            }
+        }
+    }
+
+    /// Sends what gossip wants sent, records what it reports, and rebuilds when that matters.
+    fn drain(&mut self, force: bool) {
+        self.transmit();
+        let mut changed = force;
+        let mut moved = Vec::new();
+        while let Some(event) = self.gossip.poll_event() {
+            changed |= matters(&event);
+            if let GossipEvent::EndpointChanged { host, endpoint } = &event {
+                moved.push((*host, *endpoint));
+            }
+            self.record(&event);
+        }
+        if changed {
+            self.rebuild();
+            for (host, endpoint) in moved {
+                self.move_path(host, endpoint);
+            }
+            self.transmit();
+        }
+    }
+
+    /// A member answers at another address: its tunnel follows unless packets prove a newer one later.
+    fn move_path(&self, host: HostId, endpoint: SocketAddr) {
+        if let Some(peer) = self.core.find_peer(&PeerKind::Member(host)) {
+            Peer::learn_path(&mut peer.state.lock(), endpoint, None);
+        }
+    }
+
+    fn rebuild(&mut self) {
+        let now = Instant::now();
+        let core = Arc::clone(&self.core);
+        let config = core.config.load_full();
+        let members = self.gossip.members();
+        let rib = self.gossip.rib();
+        let by_identity: BTreeMap<HostId, &overlay_config::Member> = config
+            .members
+            .iter()
+            .filter_map(|member| Some((IdentityPublic::from_bytes(&member.identity.to_bytes()).ok()?.host_id(), member)))
+            .collect();
+        let inputs: Vec<MemberInput<'_>> = members
+            .iter()
+            .filter_map(|view| {
+                let config = by_identity.get(&view.host)?;
+                Some(MemberInput { view, config, gre: self.gossip.gre_keys(view.host, now) })
+            })
+            .collect();
+        let rebuilt = rebuild(&core, &config, &inputs, &rib);
+        for (host, status) in &rebuilt.plain {
+            self.gossip.set_plain_status(*host, *status);
+        }
+        core.shared.snapshot.store(Arc::new(rebuilt.snapshot));
+        core.view.store(Arc::new(View {
+            verdicts: self.gossip.announced_verdicts(),
+            observed: self.gossip.observed_addresses(),
+            counters: self.gossip.counters(),
+            rib,
+            members,
+        }));
+        let learned = LearnedRoutes { remote: rebuilt.remote, announced: config.node.announce.clone() };
+        core.plumbing.set_routes_now(learned);
+    }
+
+    fn record(&self, event: &GossipEvent) {
+        let events = &self.core.events;
+        let view = |host: &HostId| {
+            self.gossip.member(*host).map_or_else(|| host.to_string(), |member| member.name)
+        };
+        match event {
+            GossipEvent::MemberUp { host } => events.info("member-up", Some(&view(host)), "it answers gossip probes"),
+            GossipEvent::MemberDegraded { host } => {
+                events.warn("member-degraded", Some(&view(host)), "it does not answer this host, but others reach it");
+            }
+            GossipEvent::MemberDown { host, reason } => {
+                events.warn("member-down", Some(&view(host)), reason.name());
+            }
+            GossipEvent::KeysChanged { host } => {
+                events.info("member-keys", Some(&view(host)), "it started anew with fresh keys");
+            }
+            GossipEvent::EndpointChanged { host, endpoint } => {
+                events.info("member-moved", Some(&view(host)), format!("authentic datagrams come from {endpoint}"));
+            }
+            GossipEvent::RouteRefused(refused) => {
+                let line = refused.missing_line.as_deref().map(|line| format!("; it would take: {line}"));
+                events.warn(
+                    "route-refused",
+                    Some(&refused.claim.prefix.to_string()),
+                    format!(
+                        "{} claims it: {}{}",
+                        refused.claim.name,
+                        crate::backend::routes::refusal(&refused.claim),
+                        line.unwrap_or_default()
+                    ),
+                );
+            }
+            GossipEvent::Equivocation { key, version } => {
+                events.record(
+                    Severity::Error,
+                    "equivocation",
+                    Some(&key.owner.to_string()),
+                    format!("it signed two different records with version {version}: its key is in two hands"),
+                );
+            }
+            GossipEvent::OwnIdentityElsewhere { from } => {
+                events.record(
+                    Severity::Error,
+                    "identity-cloned",
+                    Some(&from.to_string()),
+                    "another machine uses this host's identity; make a new one there with overlayctl key generate",
+                );
+            }
+            GossipEvent::RoutesChanged => events.info("routes-changed", None, "the routes in use changed"),
+            GossipEvent::RecordChanged { .. }
+            | GossipEvent::SourceValidated { .. }
+            | GossipEvent::PlainStatusChanged { .. }
+            | GossipEvent::VerdictsReceived { .. }
+            | GossipEvent::ReflexiveAddress { .. } => {
+                tracing::debug!(?event, "gossip");
+            }
+        }
+    }
+
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Apply(config, done) => {
+                self.apply(*config);
+                let _ = done.send(());
+            }
+            Change::Reload(done) => {
+                let outcome = Config::load(&self.core.config_path).map(|config| {
+                    let changes = overlay_config::diff(&self.core.config.load(), &config);
+                    self.apply(config);
+                    changes
+                });
+                match &outcome {
+                    Ok(changes) => {
+                        self.core.events.info("config-reloaded", None, format!("{} values changed", changes.len()));
+                    }
+                    Err(problems) => {
+                        let first = problems.0.first().map(ToString::to_string).unwrap_or_default();
+                        self.core.events.warn("config-refused", None, format!("the old one stays in force: {first}"));
+                    }
+                }
+                let _ = done.send(outcome);
+            }
+        }
+    }
+
+    /// Puts a configuration in force: what can change live; the rest waits for a restart.
+    fn apply(&mut self, config: Config) {
+        let now = Instant::now();
+        let old = self.core.config.load_full();
+        let mut next = config;
+        // What the running device, sockets and plumbing were built from stays until a restart.
+        next.overlay.interface.clone_from(&old.overlay.interface);
+        next.overlay.listen_port = old.overlay.listen_port;
+        next.overlay.mtu = old.overlay.mtu;
+        next.overlay.offload = old.overlay.offload;
+        next.node.prefixes.clone_from(&old.node.prefixes);
+        next.plumbing = old.plumbing.clone();
+        next.paths = old.paths.clone();
+        if let Err(error) = self.gossip.set_members(static_members(&next), now) {
+            self.core.events.warn("config-refused", None, error.to_string());
+            return;
+        }
+        self.gossip.set_foreign(foreign_prefixes(&next), now);
+        if let Err(error) = self.gossip.announce(announcements(&next), now) {
+            self.core.events.warn("config-refused", None, error.to_string());
+            return;
+        }
+        self.endpoints = own_endpoints(&next);
+        let own = own_host(&self.core, &next, &self.endpoints);
+        if let Err(error) = self.gossip.set_own_host(own, now) {
+            self.core.events.warn("config-refused", None, error.to_string());
+            return;
+        }
+        self.core.config.store(Arc::new(next));
+        self.drain(true);
+    }
+
+    async fn worker_event(&mut self, event: WorkerEvent) {
+        let events = &self.core.events;
+        match event {
+            WorkerEvent::DeviceLost => events.warn("device-lost", None, "the TUN device vanished; it is made again"),
+            WorkerEvent::DeviceBack => {
+                match self.core.plumbing.reconcile().await {
+                    Ok(_) => events.info("device-back", None, "addresses and routes are back"),
+                    Err(error) => events.warn("device-back", None, error.to_string()),
+                }
+            }
+            WorkerEvent::SegmentationLost => {
+                events.warn("segmentation-off", None, "the kernel refused UDP_SEGMENT; datagrams go one by one");
+            }
+        }
+    }
+
+    /// Sends one probe to every member whose address is known.
+    fn probe(&mut self) {
+        let now = Instant::now();
+        let view = self.core.view.load();
+        for member in &view.members {
+            let Some(record) = &member.host_record else { continue };
+            let Some(peer) = self.core.find_peer(&PeerKind::Member(member.host)) else { continue };
+            let target = record.prefixes.iter().map(host_address).find_map(|to| {
+                let from = self.core.host_addresses.iter().find(|from| from.is_ipv4() == to.is_ipv4())?;
+                Some((*from, to))
+            });
+            let Some((from, to)) = target else { continue };
+            let (sequence, before) = {
+                let mut probes = peer.probes.lock();
+                let before = probes.state();
+                (probes.send(now), before)
+            };
+            let after = peer.probes.lock().state();
+            if before != after && after == DataState::Down {
+                self.core.events.warn("data-down", Some(&member.name), "three data-path probes in a row were lost");
+            }
+            if let Some(packet) = probe::echo_request(from, to, self.core.shared.probe_id, sequence, probe::PAYLOAD) {
+                self.core.worker.send(WorkerCommand::Inject(packet));
+            }
+        }
+    }
+
+    /// Looks at the underlay again: own addresses may have changed, and MTUs.
+    fn refresh_underlay(&mut self) {
+        let config = self.core.config.load_full();
+        let endpoints = own_endpoints(&config);
+        if endpoints != self.endpoints {
+            self.core.events.info("underlay-changed", None, format!("own endpoints are now {endpoints:?}"));
+            self.endpoints = endpoints;
+            let own = own_host(&self.core, &config, &self.endpoints);
+            if let Err(error) = self.gossip.set_own_host(own, Instant::now()) {
+                self.core.events.warn("own-record", None, error.to_string());
+            }
+            self.gossip.probe_now(Instant::now());
+        }
+        self.drain(true);
+    }
+}
+
+fn matters(event: &GossipEvent) -> bool {
+    match event {
+        GossipEvent::MemberUp { .. }
+        | GossipEvent::MemberDegraded { .. }
+        | GossipEvent::MemberDown { .. }
+        | GossipEvent::RecordChanged { .. }
+        | GossipEvent::KeysChanged { .. }
+        | GossipEvent::EndpointChanged { .. }
+        | GossipEvent::SourceValidated { .. }
+        | GossipEvent::PlainStatusChanged { .. }
+        | GossipEvent::RoutesChanged
+        | GossipEvent::RouteRefused(_)
+        | GossipEvent::VerdictsReceived { .. } => true,
+        GossipEvent::Equivocation { .. }
+        | GossipEvent::OwnIdentityElsewhere { .. }
+        | GossipEvent::ReflexiveAddress { .. } => false,
+    }
+}
+
+/// The members as gossip wants them; an identity that does not parse was refused with the configuration already.
+#[must_use]
+pub fn static_members(config: &Config) -> Vec<StaticMember> {
+    config
+        .members
+        .iter()
+        .filter_map(|member| {
+            Some(StaticMember {
+                name: member.name.clone(),
+                identity: IdentityPublic::from_bytes(&member.identity.to_bytes()).ok()?,
+                endpoints: member.endpoint.into_iter().collect(),
+                allow: member.allow.iter().filter_map(|grant| grant.to_string().parse::<Grant>().ok()).collect(),
+            })
+        })
+        .collect()
+}
+
+/// The foreign peers' prefixes, in configuration order.
+#[must_use]
+pub fn foreign_prefixes(config: &Config) -> Vec<ForeignPrefixes> {
+    config
+        .peers
+        .iter()
+        .map(|peer| ForeignPrefixes { name: peer.name.clone(), allowed_ips: peer.allowed_ips.clone() })
+        .collect()
+}
+
+/// The prefixes behind this host.
+#[must_use]
+pub fn announcements(config: &Config) -> Vec<RouteAnnouncement> {
+    let mut prefixes: Vec<Prefix> = config.node.announce.clone();
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    prefixes.into_iter().map(|prefix| RouteAnnouncement { prefix, metric: 0 }).collect()
+}
+
+/// Where members reach this host: what the file says, else the sources the kernel uses towards the members.
+#[must_use]
+pub fn own_endpoints(config: &Config) -> Vec<SocketAddr> {
+    if !config.node.endpoints.is_empty() {
+        return config.node.endpoints.clone();
+    }
+    let towards = config.members.iter().filter_map(|member| member.endpoint);
+    let mut endpoints: Vec<SocketAddr> = towards
+        .filter_map(|to| route_to(to, config.plumbing.mark_socket).ok())
+        .map(|route| SocketAddr::new(route.source, config.overlay.listen_port))
+        .filter(|endpoint| !endpoint.ip().is_loopback())
+        .collect();
+    endpoints.sort_unstable();
+    endpoints.dedup();
+    endpoints.truncate(overlay_wire::gossip::body::MAX_ENDPOINTS);
+    endpoints
+}
+
+/// What this host says about itself.
+#[must_use]
+pub fn own_host(core: &Core, config: &Config, endpoints: &[SocketAddr]) -> OwnHost {
+    OwnHost {
+        name: config.node.name.clone(),
+        endpoints: endpoints.to_vec(),
+        wireguard_key: core.keys.public(),
+        encapsulation: config.overlay.encapsulation,
+        mtu: core.mtu,
+        features: 0,
+        software: env!("CARGO_PKG_VERSION").to_owned(),
+        prefixes: config.node.prefixes.clone(),
+    }
+}
