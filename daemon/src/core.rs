@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use overlay_config::Config;
+use overlay_control::ApiError;
 use overlay_dataplane::Conntrack;
 use overlay_routing::gossip::{GossipCounters, MemberView};
 use overlay_routing::identity::IdentityPublic;
@@ -54,9 +55,9 @@ impl View {
 #[derive(Debug)]
 pub enum Change {
     /// Read file and CLI layer again and apply the result.
-    Reload(oneshot::Sender<Result<Vec<overlay_config::Change>, overlay_config::Problems>>),
+    Reload(oneshot::Sender<Result<Vec<overlay_config::Change>, ApiError>>),
     /// Apply this configuration, read already.
-    Apply(Box<Config>, oneshot::Sender<()>),
+    Apply(Box<Config>, oneshot::Sender<Result<Vec<overlay_config::Change>, ApiError>>),
 }
 
 /// Shared by every task of the control side.

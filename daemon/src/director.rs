@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use overlay_config::Config;
+use overlay_config::{Applies, Config};
 use overlay_control::api::Severity;
+use overlay_control::{ApiError, Code};
 use overlay_routing::gossip::{ForeignPrefixes, Gossip, GossipEvent, OwnHost, StaticMember};
 use overlay_routing::identity::IdentityPublic;
 use overlay_wire::gossip::{Grant, RouteAnnouncement};
@@ -57,6 +58,8 @@ pub struct Director {
     pub changes: mpsc::Receiver<Change>,
     /// Own endpoints as last published.
     pub endpoints: Vec<SocketAddr>,
+    /// The routes the plumbing was last given.
+    pub learned: Option<LearnedRoutes>,
 }
 
 impl Director {
@@ -176,7 +179,9 @@ impl Director {
             members,
         }));
         let learned = LearnedRoutes { remote: rebuilt.remote, announced: config.node.announce.clone() };
-        core.plumbing.set_routes_now(learned);
+        if self.learned.as_ref() != Some(&learned) && core.plumbing.try_set_routes(learned.clone()) {
+            self.learned = Some(learned);
+        }
     }
 
     fn record(&self, event: &GossipEvent) {
@@ -198,19 +203,11 @@ impl Director {
             GossipEvent::EndpointChanged { host, endpoint } => {
                 events.info("member-moved", Some(&view(host)), format!("authentic datagrams come from {endpoint}"));
             }
-            GossipEvent::RouteRefused(refused) => {
-                let line = refused.missing_line.as_deref().map(|line| format!("; it would take: {line}"));
-                events.warn(
-                    "route-refused",
-                    Some(&refused.claim.prefix.to_string()),
-                    format!(
-                        "{} claims it: {}{}",
-                        refused.claim.name,
-                        crate::backend::routes::refusal(&refused.claim),
-                        line.unwrap_or_default()
-                    ),
-                );
-            }
+            GossipEvent::RouteRefused(refused) => events.warn(
+                "route-refused",
+                Some(&refused.claim.prefix.to_string()),
+                format!("{} claims it: {}", refused.claim.name, refused.claim.refusal_reason().unwrap_or_default()),
+            ),
             GossipEvent::Equivocation { key, version } => {
                 events.record(
                     Severity::Error,
@@ -241,59 +238,64 @@ impl Director {
     fn change(&mut self, change: Change) {
         match change {
             Change::Apply(config, done) => {
-                self.apply(*config);
-                let _ = done.send(());
+                let _ = done.send(self.apply(*config));
             }
             Change::Reload(done) => {
-                let outcome = Config::load(&self.core.config_path).map(|config| {
-                    let changes = overlay_config::diff(&self.core.config.load(), &config);
-                    self.apply(config);
-                    changes
-                });
+                let outcome = match Config::load(&self.core.config_path) {
+                    Ok(config) => self.apply(config),
+                    Err(problems) => Err(ApiError::new(
+                        Code::Config,
+                        "the configuration was not reloaded",
+                        problems.to_string(),
+                        "correct the file and reload; the old configuration stays in force",
+                    )),
+                };
                 match &outcome {
                     Ok(changes) => {
                         self.core.events.info("config-reloaded", None, format!("{} values changed", changes.len()));
                     }
-                    Err(problems) => {
-                        let first = problems.0.first().map(ToString::to_string).unwrap_or_default();
-                        self.core.events.warn("config-refused", None, format!("the old one stays in force: {first}"));
-                    }
+                    Err(error) => self.core.events.warn("config-refused", None, error.why.clone()),
                 }
                 let _ = done.send(outcome);
             }
         }
     }
 
-    /// Puts a configuration in force: what can change live; the rest waits for a restart.
-    fn apply(&mut self, config: Config) {
+    /// Puts a configuration in force whole, or refuses it whole.
+    fn apply(&mut self, next: Config) -> Result<Vec<overlay_config::Change>, ApiError> {
         let now = Instant::now();
+        let changes = overlay_config::diff(&self.core.config.load(), &next);
+        let restart: Vec<&str> =
+            changes.iter().filter(|change| change.applies == Applies::Restart).map(|change| change.key.as_str()).collect();
+        if !restart.is_empty() {
+            return Err(ApiError::new(
+                Code::RestartNeeded,
+                "nothing was changed",
+                format!("{} takes effect at a restart only", restart.join(", ")),
+                "restart overlayd, or take these values back and reload",
+            ));
+        }
+        let refused = |error: overlay_routing::gossip::GossipError| {
+            ApiError::new(Code::Config, "nothing was changed", error.to_string(), "shorten the list and try again")
+        };
+        let endpoints = own_endpoints(&next);
         let old = self.core.config.load_full();
-        let mut next = config;
-        // What the running device, sockets and plumbing were built from stays until a restart.
-        next.overlay.interface.clone_from(&old.overlay.interface);
-        next.overlay.listen_port = old.overlay.listen_port;
-        next.overlay.mtu = old.overlay.mtu;
-        next.overlay.offload = old.overlay.offload;
-        next.node.prefixes.clone_from(&old.node.prefixes);
-        next.plumbing = old.plumbing.clone();
-        next.paths = old.paths.clone();
-        if let Err(error) = self.gossip.set_members(static_members(&next), now) {
-            self.core.events.warn("config-refused", None, error.to_string());
-            return;
+        // Each step refuses or takes effect; earlier ones are taken back when a later one refuses.
+        let steps = self
+            .gossip
+            .set_members(static_members(&next), now)
+            .and_then(|()| self.gossip.announce(announcements(&next), now))
+            .and_then(|()| self.gossip.set_own_host(own_host(&self.core, &next, &endpoints), now));
+        if let Err(error) = steps {
+            let _ = self.gossip.set_members(static_members(&old), now);
+            let _ = self.gossip.announce(announcements(&old), now);
+            return Err(refused(error));
         }
         self.gossip.set_foreign(foreign_prefixes(&next), now);
-        if let Err(error) = self.gossip.announce(announcements(&next), now) {
-            self.core.events.warn("config-refused", None, error.to_string());
-            return;
-        }
-        self.endpoints = own_endpoints(&next);
-        let own = own_host(&self.core, &next, &self.endpoints);
-        if let Err(error) = self.gossip.set_own_host(own, now) {
-            self.core.events.warn("config-refused", None, error.to_string());
-            return;
-        }
+        self.endpoints = endpoints;
         self.core.config.store(Arc::new(next));
         self.drain(true);
+        Ok(changes)
     }
 
     async fn worker_event(&mut self, event: WorkerEvent) {

@@ -2,11 +2,25 @@
 
 #![deny(unsafe_code)]
 
-#[expect(dead_code, unused_imports, reason = "bound to the backend by the supervisor")]
 mod api;
+pub mod backend;
+pub mod core;
 pub mod counters;
 pub mod device;
+pub mod director;
+pub mod events;
+pub mod handshake;
+mod logging;
+pub mod peers;
+pub mod ping;
 pub mod plumbing;
 pub mod probe;
+pub mod rebuild;
+pub mod shared;
+pub mod sizes;
+pub mod snapshot;
+pub mod start;
+pub mod state;
 pub mod underlay;
 pub mod wireguard;
+pub mod worker;

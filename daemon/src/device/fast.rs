@@ -141,3 +141,22 @@ pub(super) fn writev(fd: &OwnedFd, parts: &[IoSlice<'_>]) -> io::Result<()> {
     let len = unsafe { libc::writev(fd.as_raw_fd(), parts.as_ptr().cast(), parts.len() as libc::c_int) };
     if len < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// Whether the interface is there and has carrier (`IFF_RUNNING`, netdevice(7)).
+pub(super) fn has_carrier(name: &str) -> bool {
+    let Ok(mut request) = request(name) else { return false };
+    let Ok(socket) = std::net::UdpSocket::bind("127.0.0.1:0") else { return false };
+    // SAFETY: SIOCGIFFLAGS reads the name and writes the flags of one ifreq.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS as libc::c_ulong, &mut request) } < 0 {
+        return false;
+    }
+    // SAFETY: the kernel filled the flags.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    libc::c_int::from(flags) & libc::IFF_RUNNING != 0
+}
+
+/// The effective user id.
+pub(super) fn own_uid() -> u32 {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}

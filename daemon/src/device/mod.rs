@@ -161,6 +161,18 @@ pub fn vanished(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::ENODEV))
 }
 
+/// Whether the device exists and somebody holds it: a TUN has carrier only while a queue is attached.
+#[must_use]
+pub fn has_carrier(name: &str) -> bool {
+    fast::has_carrier(name)
+}
+
+/// The user this process runs as.
+#[must_use]
+pub fn own_uid() -> u32 {
+    fast::own_uid()
+}
+
 /// Removes the device for good by clearing its persistence; it goes when the last queue is closed.
 ///
 /// # Errors

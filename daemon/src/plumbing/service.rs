@@ -4,6 +4,7 @@
 //! the control socket. Notifications are gathered for a moment and reconciles are at least a second apart, so that a
 //! busy host or a contest with another program costs little.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -39,6 +40,7 @@ enum Command {
     Abort(u64, Reply<Result<(), PlumbingError>>),
     Remove(String, Reply<Result<Lease, PlumbingError>>),
     List(Reply<Vec<Lease>>),
+    KernelTunnels(Reply<Result<BTreeMap<String, String>, PlumbingError>>),
     Stop(Reply<Result<(), TeardownErrors>>),
 }
 
@@ -78,6 +80,12 @@ impl PlumbingHandle {
     /// When the thread has ended.
     pub async fn set_routes(&self, learned: LearnedRoutes) -> Result<(), PlumbingError> {
         self.commands.send(Command::SetRoutes(learned)).await.map_err(|_| PlumbingError::Stopped)
+    }
+
+    /// As [`Self::set_routes`], without waiting; false when the thread has ended or is behind.
+    #[must_use]
+    pub fn try_set_routes(&self, learned: LearnedRoutes) -> bool {
+        self.commands.try_send(Command::SetRoutes(learned)).is_ok()
     }
 
     /// Looks at everything now.
@@ -126,6 +134,14 @@ impl PlumbingHandle {
     /// When the thread has ended.
     pub async fn endpoints(&self) -> Result<Vec<Lease>, PlumbingError> {
         self.call(Command::List).await
+    }
+
+    /// Kernel tunnel devices that are up, with their kinds.
+    ///
+    /// # Errors
+    /// When links cannot be listed, or the thread has ended.
+    pub async fn kernel_tunnels(&self) -> Result<BTreeMap<String, String>, PlumbingError> {
+        self.call(Command::KernelTunnels).await?
     }
 
     /// The problems found by the latest look.
@@ -215,6 +231,7 @@ async fn obey(plumber: &mut Plumber, command: Command, problems: &Mutex<Vec<Prob
         Command::Commit(lease, reply) => drop(reply.send(plumber.commit(lease))),
         Command::Abort(lease, reply) => drop(reply.send(plumber.abort(lease).await)),
         Command::Remove(name, reply) => drop(reply.send(plumber.remove(&name).await)),
+        Command::KernelTunnels(reply) => drop(reply.send(plumber.kernel_tunnels().await)),
         Command::List(reply) => drop(reply.send(plumber.endpoints())),
         Command::Stop(_) => {}
     }

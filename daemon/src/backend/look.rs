@@ -1,0 +1,84 @@
+//! Flows.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use overlay_control::ApiError;
+use overlay_control::api::{DoctorMode, Flow, FlowSelector as Asked, Response};
+use overlay_dataplane::{FlowSelector, FlowSnapshot};
+use overlay_wire::packet::protocol;
+
+use super::{Api, not_found};
+
+/// Flows listed at most with one request; an answer stays far below one frame.
+const MOST: usize = 2000;
+
+impl Api {
+    fn selector(&self, asked: &Asked) -> Result<FlowSelector, ApiError> {
+        let peer = match &asked.peer {
+            None => None,
+            Some(name) => {
+                let peers = self.core.all_peers();
+                let peer = peers.iter().find(|peer| &peer.name == name);
+                Some(peer.ok_or_else(|| not_found("peer", name, "overlayctl peer list"))?.index)
+            }
+        };
+        Ok(FlowSelector {
+            protocol: asked.protocol,
+            src: asked.from,
+            dst: asked.to,
+            src_port: None,
+            dst_port: asked.port,
+            peer,
+        })
+    }
+
+    pub(super) fn flow_list(&self, asked: &Asked, limit: u32) -> Result<Response, ApiError> {
+        let selector = self.selector(asked)?;
+        let limit = (limit as usize).min(MOST);
+        let mut flows = self.core.conntrack.flows(&selector, limit + 1, Instant::now());
+        let more = flows.len() > limit;
+        flows.truncate(limit);
+        let snapshot = self.core.shared.snapshot.load();
+        let name = |flow: &FlowSnapshot| {
+            flow.peer.and_then(|peer| snapshot.tables.peer(peer)).map(|peer| peer.name.clone())
+        };
+        Ok(Response::Flows { flows: flows.iter().map(|flow| shown(flow, name(flow))).collect(), more })
+    }
+
+    pub(super) fn flow_kill(&self, asked: &Asked) -> Result<Response, ApiError> {
+        let selector = self.selector(asked)?;
+        Ok(Response::Killed { count: self.core.conntrack.kill(&selector) as u64 })
+    }
+
+    pub(super) async fn doctor(&self, mode: DoctorMode, peer: Option<String>) -> Result<Response, ApiError> {
+        let _ = (mode, peer);
+        Ok(Response::Findings(Vec::new()))
+    }
+}
+
+fn shown(flow: &FlowSnapshot, peer: Option<String>) -> Flow {
+    let tuple = &flow.tuple;
+    let has_ports = matches!(tuple.protocol, protocol::TCP | protocol::UDP);
+    let end = |address: IpAddr, port: u16| {
+        if has_ports { SocketAddr::new(address, port).to_string() } else { address.to_string() }
+    };
+    Flow {
+        protocol: match tuple.protocol {
+            protocol::TCP => "tcp".to_owned(),
+            protocol::UDP => "udp".to_owned(),
+            protocol::ICMP => "icmp".to_owned(),
+            protocol::ICMPV6 => "icmpv6".to_owned(),
+            other => other.to_string(),
+        },
+        source: end(tuple.src, tuple.src_port),
+        destination: end(tuple.dst, tuple.dst_port),
+        state: flow.state.name().to_owned(),
+        peer,
+        packets: flow.original.packets,
+        reply_packets: flow.reply.packets,
+        bytes: flow.original.bytes,
+        reply_bytes: flow.reply.bytes,
+        idle_ms: flow.idle.as_millis() as u64,
+    }
+}

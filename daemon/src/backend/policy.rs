@@ -1,0 +1,69 @@
+//! The packet filter: what is in force, what a policy would mean, what decides a packet.
+
+use overlay_control::api::{PolicyTest, PolicyView, Response, RuleMatch, TestVerdict, Verdict};
+use overlay_dataplane::{CompiledPolicy, DecidedBy, Outcome, Tuple, explain};
+use overlay_wire::Prefix;
+use overlay_wire::policy::PolicySet;
+
+use super::{Api, done};
+
+impl Api {
+    pub(super) fn policy_show(&self) -> Response {
+        let config = self.core.config.load();
+        let origin = config.origins.of("policy.rules");
+        Response::Policy(PolicyView {
+            policy: config.policy.clone(),
+            revision: self.core.revision(),
+            origin: origin.layer.name().to_owned(),
+            hits: Vec::new(),
+        })
+    }
+
+    pub(super) fn policy_check(&self, policy: &PolicySet) -> Response {
+        let view = self.core.view.load();
+        let config = self.core.config.load();
+        let resolve = |name: &str| -> Option<Vec<Prefix>> {
+            let known = name == config.node.name || config.members.iter().any(|member| member.name == name);
+            known.then(|| view.rib.best().filter(|claim| claim.name == name).map(|claim| claim.prefix).collect())
+        };
+        let compiled = CompiledPolicy::compile(policy, &resolve);
+        done(false, compiled.warnings().iter().map(ToString::to_string).collect())
+    }
+
+    pub(super) fn policy_test(&self, test: &PolicyTest) -> Response {
+        let snapshot = self.core.shared.snapshot.load();
+        let tuple = Tuple {
+            src: test.from,
+            dst: test.to,
+            protocol: test.protocol,
+            src_port: test.source_port.unwrap_or(0),
+            dst_port: test.port.unwrap_or(0),
+        };
+        let steps = explain(&snapshot.tables, &tuple);
+        let last = steps.last();
+        let verdict = match last.map(|step| step.outcome) {
+            Some(Outcome::Pass) => Verdict::Allow,
+            Some(Outcome::Reject(_)) => Verdict::Reject,
+            Some(Outcome::Drop(_)) | None => Verdict::Deny,
+        };
+        let rule = last.and_then(|step| match step.decided_by {
+            Some(DecidedBy::Rule(place)) => Some(RuleMatch {
+                number: place + 1,
+                rule: snapshot.tables.policy.rules().get(place as usize).map(ToString::to_string).unwrap_or_default(),
+            }),
+            _ => None,
+        });
+        let owner = |address| {
+            let why = self.core.view.load().rib.why_ip(address);
+            why.best.map(|claim| if claim.name.is_empty() { "this host".to_owned() } else { claim.name })
+        };
+        Response::Verdict(TestVerdict {
+            verdict,
+            rule,
+            reason: last.map(|step| step.detail.clone()).unwrap_or_default(),
+            from_owner: owner(test.from),
+            to_owner: owner(test.to),
+            steps: steps.iter().map(|step| format!("{}: {}", step.stage, step.detail)).collect(),
+        })
+    }
+}

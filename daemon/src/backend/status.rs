@@ -1,0 +1,321 @@
+//! Status: this host, its peers with control and data apart, and every problem with why and next.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use overlay_config::PublicKey;
+use overlay_control::api::{
+    ControlState, DataState, FlowUse, Health, HostInfo, PeerKind as ShownKind, PeerStatus, Problem, Response, Status,
+    VersionInfo,
+};
+use overlay_control::frame::PROTOCOL_VERSION;
+use overlay_dataplane::Counters;
+use overlay_routing::gossip::{MemberState, MemberView};
+use overlay_routing::ownership::Owner;
+use overlay_wire::{Encapsulation, Prefix};
+
+use super::Api;
+use crate::device::Offload;
+use crate::peers::{Peer, PeerKind};
+use crate::probe;
+use crate::shared::WorkerCommand;
+use crate::snapshot::PathPeer;
+
+/// A foreign peer that sent nothing for this long is no longer known to be up: two keepalives of the longest usual kind
+/// and a rekey.
+const FOREIGN_IDLE: Duration = Duration::from_secs(180);
+/// How long the daemon waits for members that do not answer before it calls itself ready.
+const READY_WITHOUT_MEMBERS: Duration = Duration::from_secs(3);
+
+impl Api {
+    pub(super) fn version(&self) -> VersionInfo {
+        VersionInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: u32::from(PROTOCOL_VERSION),
+            pid: std::process::id(),
+            started: self.core.started.into(),
+        }
+    }
+
+    pub(super) fn ready(&self) -> Response {
+        let missing = self.missing();
+        Response::Ready { ready: missing.is_empty(), missing }
+    }
+
+    fn missing(&self) -> Vec<String> {
+        let now = Instant::now();
+        let view = self.core.view.load();
+        let mut missing = Vec::new();
+        let tried = now.saturating_duration_since(self.core.shared.start) >= READY_WITHOUT_MEMBERS;
+        for member in &view.members {
+            let peer = self.core.find_peer(&PeerKind::Member(member.host));
+            let up = peer.is_some_and(|peer| peer.probes.lock().state() == probe::DataState::Up);
+            if !up && (!tried || member.state.is_reachable()) {
+                missing.push(format!("no packet has come back from {} yet", member.name));
+            }
+        }
+        missing
+    }
+
+    pub(super) async fn status(&self) -> Status {
+        let core = &self.core;
+        let config = core.config.load();
+        let counters = self.counters().await.unwrap_or_default();
+        let peers = self.peers();
+        let mut problems: Vec<Problem> = core
+            .plumbing
+            .problems()
+            .into_iter()
+            .map(|problem| Problem {
+                code: problem.code.to_ascii_uppercase(),
+                what: problem.what,
+                why: problem.why,
+                next: problem.next,
+            })
+            .collect();
+        problems.extend(self.host_problems());
+        let down = peers.iter().filter(|peer| peer.data == DataState::Down).count();
+        let health = if !peers.is_empty() && down == peers.len() {
+            Health::Unhealthy
+        } else if down > 0 || !problems.is_empty() || peers.iter().any(|peer| !peer.problems.is_empty()) {
+            Health::Degraded
+        } else {
+            Health::Healthy
+        };
+        let endpoints = core.plumbing.endpoints().await.map_or(0, |leases| leases.len() as u32);
+        Status {
+            health,
+            ready: self.missing().is_empty(),
+            daemon: self.version(),
+            host: HostInfo {
+                name: config.node.name.clone(),
+                id: core.host,
+                identity: PublicKey(*core.identity.as_bytes()),
+                cluster: config.overlay.cluster.clone(),
+                addresses: core.host_addresses.clone(),
+                prefixes: config.node.prefixes.clone(),
+                announce: config.node.announce.clone(),
+                interface: config.overlay.interface.clone(),
+                mtu: core.mtu.get(),
+                listen_port: config.overlay.listen_port,
+                encapsulation: config.overlay.encapsulation,
+                endpoints,
+            },
+            flows: FlowUse {
+                count: core.conntrack.len() as u64,
+                limit: u64::from(config.limits.conntrack_entries),
+            },
+            drops: self.drops(&counters),
+            peers,
+            problems,
+        }
+    }
+
+    pub(super) async fn counters(&self) -> Option<Counters> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        if !self.core.worker.send(WorkerCommand::Counters(answer)) {
+            return None;
+        }
+        tokio::time::timeout(Duration::from_secs(1), answered).await.ok()?.ok()
+    }
+
+    fn drops(&self, counters: &Counters) -> BTreeMap<String, u64> {
+        let filter = counters.drops().map(|(reason, count)| (reason.name().to_owned(), count));
+        let path = self.core.shared.counters.all().map(|(reason, count)| (reason.name().to_owned(), count));
+        filter.chain(path).filter(|(_, count)| *count > 0).collect()
+    }
+
+    fn host_problems(&self) -> Vec<Problem> {
+        let core = &self.core;
+        let config = core.config.load();
+        let mut problems = Vec::new();
+        if config.overlay.offload && core.offload == Offload::None {
+            problems.push(Problem {
+                code: "NO_OFFLOAD".to_owned(),
+                what: "the TUN device takes no super-packets".to_owned(),
+                why: "the kernel refused virtio-net headers; throughput is several times lower".to_owned(),
+                next: "use a kernel from Linux 4.x on with TUN offloads, or set overlay.offload = false".to_owned(),
+            });
+        }
+        for refused in core.view.load().rib.refused() {
+            problems.push(Problem {
+                code: "CLAIM_REFUSED".to_owned(),
+                what: format!("{} claims {}, which changes nothing", refused.claim.name, refused.claim.prefix),
+                why: refused.claim.refusal_reason().unwrap_or_default(),
+                next: refused.missing_line.map_or_else(
+                    || format!("see `overlayctl route why {}`; stop announcing it there", refused.claim.prefix),
+                    |line| format!("if it should count, add {line} on every host and reload"),
+                ),
+            });
+        }
+        for warning in core.shared.snapshot.load().tables.policy.warnings() {
+            problems.push(Problem {
+                code: "POLICY_RULE".to_owned(),
+                what: "a policy rule does not do what it seems to".to_owned(),
+                why: warning.to_string(),
+                next: "correct or remove the rule; `overlayctl policy show` lists them".to_owned(),
+            });
+        }
+        problems
+    }
+
+    /// Every peer of the configuration, members first, each group by name.
+    pub(super) fn peers(&self) -> Vec<PeerStatus> {
+        let core = &self.core;
+        let (view, snapshot, config) = (core.view.load(), core.shared.snapshot.load(), core.config.load());
+        let now = Instant::now();
+        let subnets = |owner: Owner| -> Vec<Prefix> {
+            view.rib.best().filter(|claim| claim.owner == owner).map(|claim| claim.prefix).collect()
+        };
+        let mut shown = Vec::new();
+        for member in &view.members {
+            let Some(peer) = core.find_peer(&PeerKind::Member(member.host)) else { continue };
+            let Some(path) = snapshot.peer(peer.index) else { continue };
+            let mut status = self.peer_status(&peer, path, now);
+            status.name.clone_from(&member.name);
+            status.id = Some(member.host);
+            status.public_key = Some(PublicKey(*member.identity.as_bytes()));
+            status.subnets = subnets(Owner::Member(member.host));
+            status.control = control_state(member.state);
+            self.add_probes(&mut status, &peer, now);
+            let asked = config
+                .members
+                .iter()
+                .find(|own| own.name == member.name)
+                .and_then(|own| own.encapsulation)
+                .unwrap_or(config.overlay.encapsulation);
+            status.problems = member_problems(member, &status, asked, config.overlay.listen_port);
+            shown.push(status);
+        }
+        shown.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut foreign: Vec<PeerStatus> = Vec::new();
+        for (place, configured) in config.peers.iter().enumerate() {
+            let kind = match &configured.kind {
+                overlay_config::ForeignKind::Wireguard { public_key, .. } => PeerKind::ForeignWireguard(public_key.0),
+                overlay_config::ForeignKind::Gre { endpoint, .. } | overlay_config::ForeignKind::Ipip { endpoint } => {
+                    PeerKind::ForeignPlain(*endpoint)
+                }
+            };
+            let Some(peer) = core.find_peer(&kind) else { continue };
+            let Some(path) = snapshot.peer(peer.index) else { continue };
+            let mut status = self.peer_status(&peer, path, now);
+            status.name.clone_from(&configured.name);
+            status.kind = ShownKind::Foreign;
+            if let PeerKind::ForeignWireguard(key) = &kind {
+                status.public_key = Some(PublicKey(*key));
+            }
+            status.subnets = subnets(Owner::Foreign(place as u32));
+            let age = core.age_of(peer.counters.last_rx_ms.load(std::sync::atomic::Ordering::Relaxed), now);
+            status.data = match age {
+                Some(age) if age < FOREIGN_IDLE => DataState::Up,
+                _ => DataState::Idle,
+            };
+            foreign.push(status);
+        }
+        foreign.sort_by(|a, b| a.name.cmp(&b.name));
+        shown.extend(foreign);
+        shown
+    }
+
+    fn peer_status(&self, peer: &Peer, path: &PathPeer, now: Instant) -> PeerStatus {
+        use std::sync::atomic::Ordering::Relaxed;
+        let state = peer.state.lock();
+        let endpoint = match path.plain {
+            Some(plain) => Some(plain.to.ip().to_string()),
+            None => state.path.map(|path| path.to.to_string()),
+        };
+        let handshake = state.tunnel.as_ref().and_then(|tunnel| tunnel.last_handshake());
+        let snapshot = self.core.shared.snapshot.load();
+        PeerStatus {
+            name: peer.name.clone(),
+            kind: ShownKind::Member,
+            id: None,
+            public_key: None,
+            subnets: Vec::new(),
+            encapsulation: path.encapsulation,
+            authenticated: path.encapsulation.is_encrypted(),
+            endpoint,
+            control: ControlState::None,
+            data: DataState::Idle,
+            rtt_us: None,
+            loss_percent: None,
+            handshake_age_ms: handshake.map(|at| now.saturating_duration_since(at).as_millis() as u64),
+            tx_bytes: peer.counters.tx_bytes.load(Relaxed),
+            rx_bytes: peer.counters.rx_bytes.load(Relaxed),
+            tx_packets: peer.counters.tx_packets.load(Relaxed),
+            rx_packets: peer.counters.rx_packets.load(Relaxed),
+            mtu: snapshot.tables.peer(peer.index).map(|info| info.inner_mtu.get()),
+            problems: Vec::new(),
+        }
+    }
+
+    fn add_probes(&self, status: &mut PeerStatus, peer: &Peer, now: Instant) {
+        let probes = peer.probes.lock();
+        status.data = match probes.state() {
+            probe::DataState::Up => DataState::Up,
+            probe::DataState::Down => DataState::Down,
+            probe::DataState::Unknown => DataState::Idle,
+        };
+        status.rtt_us = probes.round_trip().map(|rtt| rtt.as_micros() as u64);
+        if probes.state() != probe::DataState::Unknown {
+            status.loss_percent = Some((probes.loss(now) * 1000.0).round() / 10.0);
+        }
+    }
+}
+
+fn control_state(state: MemberState) -> ControlState {
+    match state {
+        MemberState::New => ControlState::Unknown,
+        MemberState::Up => ControlState::Up,
+        MemberState::Suspect | MemberState::Degraded => ControlState::Suspect,
+        MemberState::Down => ControlState::Down,
+    }
+}
+
+fn member_problems(member: &MemberView, status: &PeerStatus, asked: Encapsulation, port: u16) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let endpoint = member.endpoint.map_or_else(|| "its address".to_owned(), |endpoint| endpoint.to_string());
+    match status.control {
+        ControlState::Unknown => problems.push(Problem {
+            code: "MEMBER_UNHEARD".to_owned(),
+            what: format!("{} was never heard of", member.name),
+            why: format!("nothing authentic came from {endpoint}: overlayd is not running there, UDP {port} is closed on the way, or one of the two does not list the other's identity"),
+            next: format!("on {}: `overlayctl status`, and compare identities with `overlayctl key public`", member.name),
+        }),
+        ControlState::Down => problems.push(Problem {
+            code: "MEMBER_DOWN".to_owned(),
+            what: format!("{} does not answer", member.name),
+            why: member.down_reason.map_or("no answer to probes", |reason| reason.name()).to_owned(),
+            next: format!("check the host and the path to {endpoint}: `overlayctl doctor --peer {}`", member.name),
+        }),
+        _ => {}
+    }
+    if status.control == ControlState::Up && status.data == DataState::Down {
+        problems.push(Problem {
+            code: "DATA_DOWN".to_owned(),
+            what: format!("gossip reaches {} and packets do not come back", member.name),
+            why: match status.encapsulation {
+                Encapsulation::Wireguard => "the handshake fails, or the other host does not forward".to_owned(),
+                kind => format!("{kind} packets are dropped on the way, as firewalls often do with protocols 4 and 47"),
+            },
+            next: format!("run `overlayctl doctor --peer {}` on both hosts", member.name),
+        });
+    }
+    if asked != Encapsulation::Wireguard && status.encapsulation == Encapsulation::Wireguard && status.control == ControlState::Up {
+        problems.push(Problem {
+            code: "PLAIN_REFUSED".to_owned(),
+            what: format!("{asked} is asked for with {} and WireGuard is used", member.name),
+            why: "the stronger of what both ends allow is used, and a plain kind needs both underlay addresses inside trusted_underlay on both hosts".to_owned(),
+            next: format!("set encapsulation = \"{asked}\" and trusted_underlay on {} too", member.name),
+        });
+    }
+    if !status.encapsulation.is_encrypted() {
+        problems.push(Problem {
+            code: "UNAUTHENTICATED_UNDERLAY".to_owned(),
+            what: format!("packets to {} are neither encrypted nor authenticated", member.name),
+            why: format!("{} is in use, as the configuration asks", status.encapsulation),
+            next: format!("`overlayctl peer set {} encapsulation=wireguard` where the underlay is not yours alone", member.name),
+        });
+    }
+    problems
+}

@@ -1,0 +1,84 @@
+//! Small state kept across restarts: the boot epoch, which must grow with every run of an identity.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use overlay_control::{ApiError, Code};
+
+/// The state file's name and the version of its one line.
+const FILE: &str = "boot-epoch";
+const VERSION: &str = "v1";
+
+/// Draws the boot epoch of this run: greater than every earlier one, and at least the wall clock in milliseconds, so that
+/// a lost state directory does not set it back. It is on disk before this returns.
+///
+/// # Errors
+/// When the file was written by a newer release, or cannot be written.
+pub fn next_boot_epoch(state_dir: &Path) -> Result<u64, ApiError> {
+    let path = state_dir.join(FILE);
+    let last = match std::fs::read_to_string(&path) {
+        Ok(text) => parse(&path, &text)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(io(&path, &error)),
+    };
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64);
+    let next = clock.max(last.saturating_add(1));
+    write(state_dir, &path, &format!("{VERSION} {next}\n")).map_err(|error| io(&path, &error))?;
+    Ok(next)
+}
+
+fn parse(path: &Path, text: &str) -> Result<u64, ApiError> {
+    match text.trim().split_once(' ') {
+        Some((VERSION, number)) => Ok(number.parse().unwrap_or(0)),
+        Some((version, _)) if version.starts_with('v') => Err(ApiError::new(
+            Code::StateNewer,
+            format!("{} was written by a newer release", path.display()),
+            format!("it has version {version}, this release knows {VERSION}"),
+            "start the newer release, or move the file away",
+        )),
+        // Torn or damaged: the clock decides.
+        _ => Ok(0),
+    }
+}
+
+fn write(directory: &Path, path: &Path, text: &str) -> std::io::Result<()> {
+    let next = path.with_extension("new");
+    let mut file = File::create(&next)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&next, path)?;
+    File::open(directory)?.sync_all()
+}
+
+fn io(path: &Path, error: &std::io::Error) -> ApiError {
+    ApiError::new(
+        Code::Io,
+        format!("cannot use {}", path.display()),
+        error.to_string(),
+        "make room, or make the state directory writable for the daemon's user",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epoch_grows_also_over_damage_and_is_refused_when_newer() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let first = next_boot_epoch(directory.path()).expect("a fresh directory");
+        let second = next_boot_epoch(directory.path()).expect("a second start");
+        assert!(second > first);
+        let path = directory.path().join(FILE);
+        std::fs::write(&path, format!("{VERSION} {}\n", u64::MAX / 2)).expect("writable");
+        assert_eq!(next_boot_epoch(directory.path()).expect("a far epoch"), u64::MAX / 2 + 1);
+        std::fs::write(&path, "\0\0").expect("writable");
+        assert!(next_boot_epoch(directory.path()).expect("a torn file") >= second);
+        std::fs::write(&path, "v2 7\n").expect("writable");
+        let error = next_boot_epoch(directory.path()).expect_err("a newer file");
+        assert_eq!(error.code, "STATE_NEWER");
+        assert_eq!(std::fs::read_to_string(&path).expect("still there"), "v2 7\n");
+    }
+}
