@@ -42,7 +42,6 @@ pub struct GossipSockets {
 }
 
 /// The director's state.
-#[derive(Debug)]
 pub struct Director {
     /// Shared state.
     pub core: Arc<Core>,
@@ -157,7 +156,7 @@ impl Director {
         let by_identity: BTreeMap<HostId, &overlay_config::Member> = config
             .members
             .iter()
-            .filter_map(|member| Some((IdentityPublic::from_bytes(&member.identity.to_bytes()).ok()?.host_id(), member)))
+            .filter_map(|member| Some((IdentityPublic::from_bytes(&member.identity.0).ok()?.host_id(), member)))
             .collect();
         let inputs: Vec<MemberInput<'_>> = members
             .iter()
@@ -168,12 +167,12 @@ impl Director {
             .collect();
         let rebuilt = rebuild(&core, &config, &inputs, &rib);
         for (host, status) in &rebuilt.plain {
-            self.gossip.set_plain_status(*host, *status);
+            self.gossip.set_plain_status(*host, *status, now);
         }
         core.shared.snapshot.store(Arc::new(rebuilt.snapshot));
         core.view.store(Arc::new(View {
             verdicts: self.gossip.announced_verdicts(),
-            observed: self.gossip.observed_addresses(),
+            observed: self.gossip.observed_addresses().into_iter().collect(),
             counters: self.gossip.counters(),
             rib,
             members,
@@ -186,9 +185,7 @@ impl Director {
 
     fn record(&self, event: &GossipEvent) {
         let events = &self.core.events;
-        let view = |host: &HostId| {
-            self.gossip.member(*host).map_or_else(|| host.to_string(), |member| member.name)
-        };
+        let view = |host: &HostId| self.gossip.member(*host).map_or_else(|| host.to_string(), |member| member.name);
         match event {
             GossipEvent::MemberUp { host } => events.info("member-up", Some(&view(host)), "it answers gossip probes"),
             GossipEvent::MemberDegraded { host } => {
@@ -216,14 +213,18 @@ impl Director {
                     format!("it signed two different records with version {version}: its key is in two hands"),
                 );
             }
-            GossipEvent::OwnIdentityElsewhere { from } => {
-                events.record(
-                    Severity::Error,
-                    "identity-cloned",
-                    Some(&from.to_string()),
-                    "another machine uses this host's identity; make a new one there with overlayctl key generate",
-                );
-            }
+            GossipEvent::OwnIdentityElsewhere { .. } => events.record(
+                Severity::Error,
+                "identity-cloned",
+                None,
+                "another machine uses this host's identity; make a new one there with overlayctl key generate",
+            ),
+            GossipEvent::IdentityInUseTwice { host, .. } => events.record(
+                Severity::Error,
+                "identity-cloned",
+                Some(&view(host)),
+                "two machines use its identity, or its clock and state went back",
+            ),
             GossipEvent::RoutesChanged => events.info("routes-changed", None, "the routes in use changed"),
             GossipEvent::RecordChanged { .. }
             | GossipEvent::SourceValidated { .. }
@@ -265,8 +266,11 @@ impl Director {
     fn apply(&mut self, next: Config) -> Result<Vec<overlay_config::Change>, ApiError> {
         let now = Instant::now();
         let changes = overlay_config::diff(&self.core.config.load(), &next);
-        let restart: Vec<&str> =
-            changes.iter().filter(|change| change.applies == Applies::Restart).map(|change| change.key.as_str()).collect();
+        let restart: Vec<&str> = changes
+            .iter()
+            .filter(|change| change.applies == Applies::Restart)
+            .map(|change| change.key.as_str())
+            .collect();
         if !restart.is_empty() {
             return Err(ApiError::new(
                 Code::RestartNeeded,
@@ -302,12 +306,10 @@ impl Director {
         let events = &self.core.events;
         match event {
             WorkerEvent::DeviceLost => events.warn("device-lost", None, "the TUN device vanished; it is made again"),
-            WorkerEvent::DeviceBack => {
-                match self.core.plumbing.reconcile().await {
-                    Ok(_) => events.info("device-back", None, "addresses and routes are back"),
-                    Err(error) => events.warn("device-back", None, error.to_string()),
-                }
-            }
+            WorkerEvent::DeviceBack => match self.core.plumbing.reconcile().await {
+                Ok(_) => events.info("device-back", None, "addresses and routes are back"),
+                Err(error) => events.warn("device-back", None, error.to_string()),
+            },
             WorkerEvent::SegmentationLost => {
                 events.warn("segmentation-off", None, "the kernel refused UDP_SEGMENT; datagrams go one by one");
             }
@@ -373,6 +375,7 @@ fn matters(event: &GossipEvent) -> bool {
         | GossipEvent::VerdictsReceived { .. } => true,
         GossipEvent::Equivocation { .. }
         | GossipEvent::OwnIdentityElsewhere { .. }
+        | GossipEvent::IdentityInUseTwice { .. }
         | GossipEvent::ReflexiveAddress { .. } => false,
     }
 }
@@ -386,7 +389,7 @@ pub fn static_members(config: &Config) -> Vec<StaticMember> {
         .filter_map(|member| {
             Some(StaticMember {
                 name: member.name.clone(),
-                identity: IdentityPublic::from_bytes(&member.identity.to_bytes()).ok()?,
+                identity: IdentityPublic::from_bytes(&member.identity.0).ok()?,
                 endpoints: member.endpoint.into_iter().collect(),
                 allow: member.allow.iter().filter_map(|grant| grant.to_string().parse::<Grant>().ok()).collect(),
             })

@@ -71,7 +71,8 @@ impl Pings {
     #[must_use]
     pub fn complete(&self, number: u64) -> bool {
         self.0.lock().pings.get(&number).is_none_or(|ping| {
-            ping.progress.replies.len() == ping.sent.len() && ping.progress.replies.iter().all(|reply| reply.rtt_us.is_some())
+            ping.progress.replies.len() == ping.sent.len()
+                && ping.progress.replies.iter().all(|reply| reply.rtt_us.is_some())
         })
     }
 

@@ -162,7 +162,8 @@ mod tests {
     #[test]
     fn request_and_reply_carry_the_sequence() {
         for (from, to, request, reply) in [("10.0.0.1", "10.0.0.2", 8, 0), ("fd00::1", "fd00::2", 128, 129)] {
-            let mut packet = echo_request(from.parse().expect("ip"), to.parse().expect("ip"), 77, 513, PAYLOAD).expect("one family");
+            let mut packet =
+                echo_request(from.parse().expect("ip"), to.parse().expect("ip"), 77, 513, PAYLOAD).expect("one family");
             let headers = Headers::parse(&packet).expect("valid");
             assert_eq!(reply_ids(&headers, &packet), None, "a request is no reply");
             let at = usize::from(headers.l4_offset);

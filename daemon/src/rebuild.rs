@@ -160,10 +160,10 @@ impl Builder<'_> {
     }
 
     fn foreign(&mut self, place: u32, foreign: &ForeignPeer) {
-        let encapsulation = foreign.encapsulation();
+        let encapsulation = foreign.kind.encapsulation();
         let (kind, endpoint, gre) = match &foreign.kind {
             ForeignKind::Wireguard { public_key, endpoint, .. } => {
-                (PeerKind::ForeignWireguard(public_key.to_bytes()), *endpoint, GreOptions::default())
+                (PeerKind::ForeignWireguard(public_key.0), *endpoint, GreOptions::default())
             }
             ForeignKind::Gre { endpoint, key, checksum, sequence } => {
                 let gre = GreOptions { key: *key, previous_key: None, checksum: *checksum, sequence: *sequence };
@@ -180,16 +180,17 @@ impl Builder<'_> {
         let mut plain = None;
         match &foreign.kind {
             ForeignKind::Wireguard { public_key, preshared_key_file, persistent_keepalive, .. } => {
-                let preshared = preshared_key_file.as_ref().and_then(|path| match overlay_config::secret::read_key(path) {
-                    Ok(key) => Some(*key),
-                    Err(error) => {
-                        tracing::error!(peer = %foreign.name, cause = %error, "the preshared key cannot be read");
-                        None
-                    }
-                });
+                let preshared =
+                    preshared_key_file.as_ref().and_then(|path| match overlay_config::secret::read_key(path) {
+                        Ok(key) => Some(*key),
+                        Err(error) => {
+                            tracing::error!(peer = %foreign.name, cause = %error, "the preshared key cannot be read");
+                            None
+                        }
+                    });
                 // Never without the preshared key that the file asks for.
                 if preshared.is_some() || preshared_key_file.is_none() {
-                    self.tunnel(&peer, &public_key.to_bytes(), endpoint, preshared, *persistent_keepalive);
+                    self.tunnel(&peer, &public_key.0, endpoint, preshared, *persistent_keepalive);
                 }
             }
             ForeignKind::Gre { endpoint, .. } | ForeignKind::Ipip { endpoint } => {

@@ -24,7 +24,9 @@ use crate::backend::Api;
 use crate::core::{Change, Core, CoreParts, host_addresses};
 use crate::counters::PathCounters;
 use crate::device::{DeviceConfig, DeviceError, Queue, QueueIndex};
-use crate::director::{Director, GossipSockets, announcements, foreign_prefixes, own_endpoints, own_host, static_members};
+use crate::director::{
+    Director, GossipSockets, announcements, foreign_prefixes, own_endpoints, own_host, static_members,
+};
 use crate::events::EventLog;
 use crate::handshake::HandshakeThread;
 use crate::plumbing::{self, Masquerade, PlumbingConfig, PlumbingHandle, UnderlayTracking};
@@ -141,7 +143,7 @@ struct Sockets {
 fn wants_plain(config: &Config) -> bool {
     config.overlay.encapsulation != Encapsulation::Wireguard
         || !config.overlay.trusted_underlay.is_empty()
-        || config.peers.iter().any(|peer| peer.encapsulation() != Encapsulation::Wireguard)
+        || config.peers.iter().any(|peer| peer.kind.encapsulation() != Encapsulation::Wireguard)
 }
 
 fn open_sockets(config: &Config) -> Result<Sockets, ApiError> {
@@ -427,7 +429,7 @@ fn refuse_kernel_tunnels(
     let names: Vec<&str> = tunnels.keys().map(String::as_str).collect();
     let plain_is_asked = config.overlay.encapsulation != Encapsulation::Wireguard
         || config.members.iter().any(|member| member.encapsulation.is_some_and(|kind| !kind.is_encrypted()))
-        || config.peers.iter().any(|peer| !peer.encapsulation().is_encrypted());
+        || config.peers.iter().any(|peer| !peer.kind.encapsulation().is_encrypted());
     if plain_is_asked {
         return Err(ApiError::new(
             Code::KernelTunnel,

@@ -158,8 +158,7 @@ impl Tunnel {
         assert!(index < 1 << 24, "a receiver index has 24 bits");
         // Ours in front limits; the one inside must never.
         let unlimited = Arc::new(RateLimiter::new(&keys.public, u64::MAX));
-        let tunn =
-            Tunn::new(keys.secret.clone(), PublicKey::from(*peer), preshared, keepalive, index, Some(unlimited));
+        let tunn = Tunn::new(keys.secret.clone(), PublicKey::from(*peer), preshared, keepalive, index, Some(unlimited));
         Self { tunn, sealed: 0, newest: (0, 0), initiation: None, last_handshake: None }
     }
 
@@ -251,7 +250,12 @@ impl Tunnel {
     }
 
     /// Handles an initiation, response or cookie reply that passed the front.
-    pub fn handle_handshake(&mut self, datagram: &[u8], now: Instant, out: &mut [u8; HANDSHAKE_MAX]) -> HandshakeOutcome {
+    pub fn handle_handshake(
+        &mut self,
+        datagram: &[u8],
+        now: Instant,
+        out: &mut [u8; HANDSHAKE_MAX],
+    ) -> HandshakeOutcome {
         let had = self.has_session();
         let kind = datagram.first().copied();
         let reply = match self.tunn.decapsulate(None, datagram, out) {

@@ -9,5 +9,5 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use access::{Access, Caller, Right};
-pub(crate) use server::{Backend, BindError, Server};
+pub(crate) use access::{Access, Caller};
+pub(crate) use server::{Backend, Server};

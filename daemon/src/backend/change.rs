@@ -155,7 +155,8 @@ impl Api {
                 Ok(changed)
             })
             .await?;
-        let warnings = self.core.shared.snapshot.load().tables.policy.warnings().iter().map(ToString::to_string).collect();
+        let warnings =
+            self.core.shared.snapshot.load().tables.policy.warnings().iter().map(ToString::to_string).collect();
         Ok(done(changed, warnings))
     }
 

@@ -40,9 +40,8 @@ impl Api {
         let more = flows.len() > limit;
         flows.truncate(limit);
         let snapshot = self.core.shared.snapshot.load();
-        let name = |flow: &FlowSnapshot| {
-            flow.peer.and_then(|peer| snapshot.tables.peer(peer)).map(|peer| peer.name.clone())
-        };
+        let name =
+            |flow: &FlowSnapshot| flow.peer.and_then(|peer| snapshot.tables.peer(peer)).map(|peer| peer.name.clone());
         Ok(Response::Flows { flows: flows.iter().map(|flow| shown(flow, name(flow))).collect(), more })
     }
 

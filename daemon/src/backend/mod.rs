@@ -21,14 +21,13 @@ use crate::core::Core;
 #[derive(Debug)]
 pub struct Api {
     core: Arc<Core>,
-    leases: endpoints::Leases,
 }
 
 impl Api {
     /// Answers from this state.
     #[must_use]
     pub fn new(core: Arc<Core>) -> Self {
-        Self { core, leases: endpoints::Leases::default() }
+        Self { core }
     }
 }
 

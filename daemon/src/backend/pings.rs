@@ -35,7 +35,9 @@ impl Api {
             Ok(address) => address,
             Err(_) => {
                 let named = view.rib.best().find(|claim| claim.name == target && !matches!(claim.owner, Owner::Local));
-                named.map(|claim| host_address(&claim.prefix)).ok_or_else(|| not_found("peer", target, "overlayctl peer list"))?
+                named
+                    .map(|claim| host_address(&claim.prefix))
+                    .ok_or_else(|| not_found("peer", target, "overlayctl peer list"))?
             }
         };
         let claim = view.rib.why_ip(address).best.ok_or_else(|| {
@@ -51,14 +53,15 @@ impl Api {
             _ => None,
         };
         let status = self.peers().into_iter().find(|peer| peer.name == claim.name);
-        let from = core.host_addresses.iter().copied().find(|own| own.is_ipv4() == address.is_ipv4()).ok_or_else(|| {
-            ApiError::new(
-                Code::Invalid,
-                format!("this host has no overlay address of the family of {address}"),
-                "node.prefixes holds no prefix of that family",
-                "ping an address of the other family, or add a prefix and restart",
-            )
-        })?;
+        let from =
+            core.host_addresses.iter().copied().find(|own| own.is_ipv4() == address.is_ipv4()).ok_or_else(|| {
+                ApiError::new(
+                    Code::Invalid,
+                    format!("this host has no overlay address of the family of {address}"),
+                    "node.prefixes holds no prefix of that family",
+                    "ping an address of the other family, or add a prefix and restart",
+                )
+            })?;
         let id = (rand_core::OsRng.next_u32() >> 16) as u16;
         let count = count.clamp(1, MOST);
         let progress = PingProgress {

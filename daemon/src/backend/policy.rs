@@ -1,5 +1,6 @@
 //! The packet filter: what is in force, what a policy would mean, what decides a packet.
 
+use overlay_config::OriginLayer;
 use overlay_control::api::{PolicyTest, PolicyView, Response, RuleMatch, TestVerdict, Verdict};
 use overlay_dataplane::{CompiledPolicy, DecidedBy, Outcome, Tuple, explain};
 use overlay_wire::Prefix;
@@ -14,7 +15,12 @@ impl Api {
         Response::Policy(PolicyView {
             policy: config.policy.clone(),
             revision: self.core.revision(),
-            origin: origin.layer.name().to_owned(),
+            origin: match origin.layer {
+                OriginLayer::Default => "default",
+                OriginLayer::File => "file",
+                OriginLayer::Cli => "cli",
+            }
+            .to_owned(),
             hits: Vec::new(),
         })
     }

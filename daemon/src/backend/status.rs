@@ -101,10 +101,7 @@ impl Api {
                 encapsulation: config.overlay.encapsulation,
                 endpoints,
             },
-            flows: FlowUse {
-                count: core.conntrack.len() as u64,
-                limit: u64::from(config.limits.conntrack_entries),
-            },
+            flows: FlowUse { count: core.conntrack.len() as u64, limit: u64::from(config.limits.conntrack_entries) },
             drops: self.drops(&counters),
             peers,
             problems,
@@ -301,7 +298,10 @@ fn member_problems(member: &MemberView, status: &PeerStatus, asked: Encapsulatio
             next: format!("run `overlayctl doctor --peer {}` on both hosts", member.name),
         });
     }
-    if asked != Encapsulation::Wireguard && status.encapsulation == Encapsulation::Wireguard && status.control == ControlState::Up {
+    if asked != Encapsulation::Wireguard
+        && status.encapsulation == Encapsulation::Wireguard
+        && status.control == ControlState::Up
+    {
         problems.push(Problem {
             code: "PLAIN_REFUSED".to_owned(),
             what: format!("{asked} is asked for with {} and WireGuard is used", member.name),
@@ -314,7 +314,10 @@ fn member_problems(member: &MemberView, status: &PeerStatus, asked: Encapsulatio
             code: "UNAUTHENTICATED_UNDERLAY".to_owned(),
             what: format!("packets to {} are neither encrypted nor authenticated", member.name),
             why: format!("{} is in use, as the configuration asks", status.encapsulation),
-            next: format!("`overlayctl peer set {} encapsulation=wireguard` where the underlay is not yours alone", member.name),
+            next: format!(
+                "`overlayctl peer set {} encapsulation=wireguard` where the underlay is not yours alone",
+                member.name
+            ),
         });
     }
     problems

@@ -38,7 +38,8 @@ pub(super) struct OpenError {
 impl OpenError {
     /// Whether the kernel refused only what the plain device does without.
     pub(super) fn wants_plain(&self) -> bool {
-        matches!(self.step, "offload" | "header size") || (self.step == "attach" && self.source.raw_os_error() == Some(libc::EINVAL))
+        matches!(self.step, "offload" | "header size")
+            || (self.step == "attach" && self.source.raw_os_error() == Some(libc::EINVAL))
     }
 
     pub(super) fn into_device_error(self, name: &str) -> DeviceError {
@@ -93,7 +94,9 @@ pub(super) fn open(name: &str) -> Result<(OwnedFd, Offload), OpenError> {
 }
 
 fn request(name: &str) -> io::Result<libc::ifreq> {
-    let odd = name.is_empty() || name.len() >= libc::IFNAMSIZ || !name.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b'%');
+    let odd = name.is_empty()
+        || name.len() >= libc::IFNAMSIZ
+        || !name.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b'%');
     if odd {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }

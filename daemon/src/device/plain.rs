@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use tun_tap::{Iface, Mode};
 
-use super::fast::{classify, set_persistent};
 use super::DeviceError;
+use super::fast::{classify, set_persistent};
 
 /// Opens the plain device, non-blocking and persistent.
 pub(super) fn open(name: &str) -> Result<OwnedFd, DeviceError> {

@@ -79,8 +79,7 @@ impl<'a> ControlWriter<'a> {
     fn push<T: Copy>(&mut self, level: libc::c_int, kind: libc::c_int, value: T) {
         let size = mem::size_of::<T>();
         // SAFETY: CMSG_SPACE and CMSG_LEN only compute.
-        let (space, len) =
-            unsafe { (libc::CMSG_SPACE(size as u32) as usize, libc::CMSG_LEN(size as u32) as usize) };
+        let (space, len) = unsafe { (libc::CMSG_SPACE(size as u32) as usize, libc::CMSG_LEN(size as u32) as usize) };
         if self.used + space > CONTROL_LEN {
             return;
         }

@@ -37,9 +37,8 @@ pub fn route_to(to: SocketAddr, mark: u32) -> io::Result<UnderlayRoute> {
     let mut mtu: libc::c_int = 0;
     let mut len = std::mem::size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the option value is one int that lives through the call.
-    let result = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), level, name, std::ptr::from_mut(&mut mtu).cast(), &mut len)
-    };
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, std::ptr::from_mut(&mut mtu).cast(), &mut len) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -233,8 +233,7 @@ impl SendBatch {
                 control.traffic_class(run.destination.to.is_ipv4(), run.destination.tos);
             }
             let control_len = control.len();
-            self.vectors[i] =
-                libc::iovec { iov_base: self.arena[run.start..].as_mut_ptr().cast(), iov_len: run.len };
+            self.vectors[i] = libc::iovec { iov_base: self.arena[run.start..].as_mut_ptr().cast(), iov_len: run.len };
             let header = &mut self.headers[i].msg_hdr;
             header.msg_name = std::ptr::from_mut(&mut self.names[i]).cast();
             header.msg_namelen = name_len;

@@ -148,7 +148,11 @@ pub fn open_udp(family: Family, port: u16, mark: u32) -> Result<OwnedFd, SocketE
         tracing::info!(cause = %error, "no UDP receive offload");
     }
     socket.bind(&address.into()).map_err(|error| {
-        if error.kind() == io::ErrorKind::AddrInUse { SocketError::PortInUse(port) } else { fail("bind the UDP port")(error) }
+        if error.kind() == io::ErrorKind::AddrInUse {
+            SocketError::PortInUse(port)
+        } else {
+            fail("bind the UDP port")(error)
+        }
     })?;
     Ok(socket.into())
 }

@@ -52,7 +52,13 @@ impl Front {
     }
 
     /// Judges one handshake message; a cookie reply is written to `out`.
-    pub fn admit(&mut self, from: SocketAddr, datagram: &[u8], now: Instant, out: &mut [u8; HANDSHAKE_MAX]) -> Admission {
+    pub fn admit(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        now: Instant,
+        out: &mut [u8; HANDSHAKE_MAX],
+    ) -> Admission {
         let expected = match message_kind(datagram) {
             Some(1) => 148,
             Some(2) => 92,

@@ -275,7 +275,8 @@ impl Worker {
             self.inbound.udp_batch = batch;
         }
         for i in 0..self.inbound.raw.len() {
-            let (fd, family, protocol) = (self.inbound.raw[i].0.as_raw_fd(), self.inbound.raw[i].1, self.inbound.raw[i].2);
+            let (fd, family, protocol) =
+                (self.inbound.raw[i].0.as_raw_fd(), self.inbound.raw[i].1, self.inbound.raw[i].2);
             let mut batch = std::mem::replace(&mut self.inbound.raw_batch, ReceiveBatch::new(0, 0));
             let count = batch.receive(fd).unwrap_or(0);
             if count > 0 {
@@ -330,7 +331,13 @@ impl Worker {
         self.inbound.clear();
     }
 
-    fn write_entry(&mut self, header: &VnetHeader, arena: &[u8], first: std::ops::Range<usize>, payloads: &[(usize, usize)]) {
+    fn write_entry(
+        &mut self,
+        header: &VnetHeader,
+        arena: &[u8],
+        first: std::ops::Range<usize>,
+        payloads: &[(usize, usize)],
+    ) {
         let mut parts = [IoSlice::new(&[]); 65];
         parts[0] = IoSlice::new(&arena[first]);
         for (part, (at, len)) in parts[1..].iter_mut().zip(payloads) {
@@ -340,7 +347,14 @@ impl Worker {
     }
 
     /// Takes the answer to one of our data-path probes; whether it was one.
-    fn consume_probe(&mut self, snapshot: &Snapshot, peer: PeerIndex, headers: &Headers, packet: &[u8], now: Instant) -> bool {
+    fn consume_probe(
+        &mut self,
+        snapshot: &Snapshot,
+        peer: PeerIndex,
+        headers: &Headers,
+        packet: &[u8],
+        now: Instant,
+    ) -> bool {
         let Some((id, sequence)) = probe::reply_ids(headers, packet) else { return false };
         if !snapshot.tables.local.host.contains(&headers.dst) {
             return false;
@@ -353,4 +367,3 @@ impl Worker {
         true
     }
 }
-

@@ -22,8 +22,8 @@ use crate::shared::{SharedRef, WorkerCommand, WorkerEvent};
 use crate::snapshot::Snapshot;
 use crate::underlay::{Family, RawProtocol};
 use inbound::Inbound;
-pub use transmit::{Outgoing, SendSockets};
 use transmit::{Held, Transmitter};
+pub use transmit::{Outgoing, SendSockets};
 
 /// Super-packets read in one turn.
 const READS: usize = 16;

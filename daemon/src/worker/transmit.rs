@@ -1,6 +1,5 @@
 //! Encapsulating packets to peers and handing them to the underlay in batches.
 
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -131,7 +130,14 @@ impl Transmitter {
     }
 
     /// Encapsulates to a peer. `tos` is the inner DSCP and ECN, `inner_mtu` the bound that padding keeps.
-    pub(super) fn to_peer(&mut self, held: &mut Held<'_>, outgoing: &Outgoing<'_>, tos: u8, inner_mtu: usize, now: Instant) {
+    pub(super) fn to_peer(
+        &mut self,
+        held: &mut Held<'_>,
+        outgoing: &Outgoing<'_>,
+        tos: u8,
+        inner_mtu: usize,
+        now: Instant,
+    ) {
         let (packets, bytes) = match held.path.encapsulation {
             Encapsulation::Wireguard => self.wireguard(held, outgoing, tos, inner_mtu, now),
             Encapsulation::Ipip | Encapsulation::Gre => self.plain(held, outgoing, tos),
@@ -141,7 +147,14 @@ impl Transmitter {
         }
     }
 
-    fn wireguard(&mut self, held: &mut Held<'_>, outgoing: &Outgoing<'_>, tos: u8, inner_mtu: usize, now: Instant) -> (u64, u64) {
+    fn wireguard(
+        &mut self,
+        held: &mut Held<'_>,
+        outgoing: &Outgoing<'_>,
+        tos: u8,
+        inner_mtu: usize,
+        now: Instant,
+    ) -> (u64, u64) {
         let Some(path) = held.state.path.filter(|_| held.usable) else {
             self.wait_for_session(held, outgoing, now);
             return (0, 0);
@@ -248,13 +261,6 @@ impl Transmitter {
         (packets, bytes)
     }
 
-    /// Sends a datagram as it is, over UDP.
-    pub(super) fn datagram(&mut self, to: SocketAddr, source: Option<std::net::IpAddr>, bytes: &[u8]) {
-        if let Some(outlet) = &mut self.udp[usize::from(to.is_ipv6())] {
-            outlet.batch.push(bytes, &Destination { to, source, tos: 0 });
-        }
-    }
-
     /// Hands everything to the kernel; whether any socket is full.
     pub(super) fn flush(&mut self) -> bool {
         let mut blocked = false;
@@ -272,7 +278,12 @@ impl Transmitter {
     /// The sockets that have datagrams waiting, to poll for room.
     pub(super) fn waiting(&self) -> impl Iterator<Item = i32> + '_ {
         let raw = self.raw.iter().flatten();
-        self.udp.iter().chain(raw).flatten().filter(|outlet| !outlet.batch.is_empty()).map(|outlet| outlet.fd.as_raw_fd())
+        self.udp
+            .iter()
+            .chain(raw)
+            .flatten()
+            .filter(|outlet| !outlet.batch.is_empty())
+            .map(|outlet| outlet.fd.as_raw_fd())
     }
 }
 

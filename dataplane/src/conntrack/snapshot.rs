@@ -72,6 +72,8 @@ pub struct FlowSnapshot {
     pub reply: Traffic,
     /// Time since the first packet.
     pub age: Duration,
+    /// Time since the last packet.
+    pub idle: Duration,
     /// Time until the flow ends without another packet.
     pub timeout: Duration,
     /// The peer at the far end; `None` where both ends are on this host or beyond the overlay.
@@ -137,6 +139,7 @@ fn snapshot(entry: &Entry, now: Tick) -> FlowSnapshot {
         original: entry.traffic[0],
         reply: entry.traffic[1],
         age: span(entry.created, now),
+        idle: entry.timeout().saturating_sub(span(now, entry.expires)),
         timeout: span(now, entry.expires),
         peer: peer_of(entry),
     }

@@ -166,7 +166,10 @@ impl<'a> Content<'a> {
         let len = usize::from(reader.u16("message length")?);
         let message = reader.bytes("message", len)?;
         let padding = reader.rest();
-        if !bytes.len().is_multiple_of(PADDING_BYTES) || padding.len() >= PADDING_BYTES || padding.iter().any(|b| *b != 0) {
+        if !bytes.len().is_multiple_of(PADDING_BYTES)
+            || padding.len() >= PADDING_BYTES
+            || padding.iter().any(|b| *b != 0)
+        {
             return Err(DecodeError::Value { field: "padding" });
         }
         Ok(Self { boot_epoch, sequence, message })

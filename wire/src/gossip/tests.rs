@@ -47,7 +47,12 @@ fn record() -> impl Strategy<Value = Record> {
 }
 
 fn message() -> impl Strategy<Value = Message> {
-    let plain = prop_oneof![Just(PlainStatus::Unknown), Just(PlainStatus::Ipip), Just(PlainStatus::Gre), Just(PlainStatus::Refused)];
+    let plain = prop_oneof![
+        Just(PlainStatus::Unknown),
+        Just(PlainStatus::Ipip),
+        Just(PlainStatus::Gre),
+        Just(PlainStatus::Refused)
+    ];
     let verdict = prop_oneof![Just(RouteVerdict::Accepted), Just(RouteVerdict::Lost), Just(RouteVerdict::TooMany)];
     let keys = || proptest::collection::btree_set(key(), 0..20);
     prop_oneof![

@@ -87,12 +87,7 @@ impl Entry {
             packet[4..6].copy_from_slice(&(total - 40).to_be_bytes());
         }
         let transport_len = total - self.headers.l4_offset;
-        let pseudo = checksum::pseudo_header(
-            self.headers.src,
-            self.headers.dst,
-            self.headers.protocol,
-            transport_len,
-        );
+        let pseudo = checksum::pseudo_header(self.headers.src, self.headers.dst, self.headers.protocol, transport_len);
         let (gso, csum_offset) = match self.headers.transport {
             Transport::Tcp(_) => {
                 packet[l4 + 13] |= self.last_flags & (TCP_FIN | TCP_PSH);
@@ -212,9 +207,7 @@ fn joinable(headers: &Headers, joining: Joining) -> bool {
         return false;
     }
     match headers.transport {
-        Transport::Tcp(tcp) => {
-            joining != Joining::Off && tcp.flags.0 & !(TCP_FIN | TCP_PSH) == TCP_ACK
-        }
+        Transport::Tcp(tcp) => joining != Joining::Off && tcp.flags.0 & !(TCP_FIN | TCP_PSH) == TCP_ACK,
         Transport::Udp(_) => joining == Joining::TcpAndUdp && headers.protocol == protocol::UDP,
         _ => false,
     }

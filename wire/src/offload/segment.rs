@@ -2,7 +2,7 @@
 
 use super::{GsoKind, OffloadError, VnetHeader};
 use crate::checksum;
-use crate::packet::{Headers, Transport, TcpFlags};
+use crate::packet::{Headers, TcpFlags, Transport};
 
 const TCP_FIN: u8 = 0x01;
 const TCP_PSH: u8 = 0x08;
@@ -119,9 +119,7 @@ impl<'a> Segments<'a> {
                 let sequence = tcp.seq.wrapping_add((index * self.gso_size) as u32);
                 let flags = self.flags(index, tcp.flags);
                 let word = u16::from_be_bytes([self.packet[l4 + 12], flags]);
-                let sum = [(sequence >> 16) as u16, sequence as u16, word]
-                    .into_iter()
-                    .fold(sum, checksum::add);
+                let sum = [(sequence >> 16) as u16, sequence as u16, word].into_iter().fold(sum, checksum::add);
                 out[l4 + 4..l4 + 8].copy_from_slice(&sequence.to_be_bytes());
                 out[l4 + 13] = flags;
                 out[l4 + 16..l4 + 18].copy_from_slice(&(!sum).to_be_bytes());

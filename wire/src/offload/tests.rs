@@ -168,11 +168,8 @@ fn wrong_checksum_is_left_alone_when_unverified() {
 
 #[test]
 fn bare_acknowledgement_keeps_its_place_between_segments() {
-    let packets = [
-        tcp(true, 1000, &payload(100), false),
-        tcp(true, 1100, &[], false),
-        tcp(true, 1100, &payload(100), false),
-    ];
+    let packets =
+        [tcp(true, 1000, &payload(100), false), tcp(true, 1100, &[], false), tcp(true, 1100, &payload(100), false)];
     let (_, batch) = join(&packets, Joining::Tcp, Trust::Authenticated);
     assert_eq!(batch.entries().len(), 3);
 }
