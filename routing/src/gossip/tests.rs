@@ -3,3 +3,4 @@
 mod attack;
 mod cluster;
 mod sim;
+mod vectors;
