@@ -30,7 +30,23 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("gossip_message", bodies::gossip::message),
     ("gossip_record", bodies::gossip::record),
     ("policy", bodies::text::policy),
+    ("config", bodies::text::config),
+    ("control", bodies::text::control),
+    ("dataplane", bodies::dataplane::engine),
+    ("fib", bodies::routing::fib),
+    ("gossip_machine", bodies::routing::gossip),
 ];
+
+/// By how much a target's number of runs is divided in the plain test run, because one run of it costs that much more
+/// than a parser's.
+#[must_use]
+pub fn cost(name: &str) -> u64 {
+    match name {
+        "gossip_machine" => 50,
+        "fib" | "dataplane" | "config" => 4,
+        _ => 1,
+    }
+}
 
 /// The body of this name.
 #[must_use]

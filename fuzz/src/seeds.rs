@@ -51,6 +51,11 @@ pub fn all() -> Vec<Seed> {
     add(&mut seeds, "gossip_message", messages());
     add(&mut seeds, "gossip_record", records());
     add(&mut seeds, "policy", policies());
+    add(&mut seeds, "config", configs());
+    add(&mut seeds, "control", frames());
+    add(&mut seeds, "dataplane", flows());
+    add(&mut seeds, "fib", tables());
+    add(&mut seeds, "gossip_machine", scripts());
     seeds
 }
 
@@ -295,4 +300,150 @@ fn policies() -> Vec<(&'static str, Vec<u8>)> {
         ("prefix", "fd42:0:0:1::/64"),
     ];
     texts.into_iter().map(|(name, text)| (name, text.as_bytes().to_vec())).collect()
+}
+
+fn configs() -> Vec<(&'static str, Vec<u8>)> {
+    let file = r#"[node]
+name = "h1"
+prefixes = ["10.42.1.0/24", "fd42:0:0:1::/64"]
+[overlay]
+cluster = "prod"
+pool = ["10.42.0.0/16", "fd42::/48"]
+[[member]]
+name = "h2"
+identity = "4zvwRjXUKGfvwnParsHAS3HuSVzV5cA4McphgmoCtzQ="
+endpoint = "192.0.2.2:51821"
+allow = ["10.42.2.0/24", "10.42.0.0/16 max 24"]
+[policy]
+default = "members"
+rules = ["allow tcp/443 from any to 10.42.1.0/24"]
+"#;
+    let foreign = "[[peer]]\nname = \"f1\"\nencapsulation = \"gre\"\nendpoint = \"192.0.2.9\"\ngre_key = 7\n\
+        allowed_ips = [\"10.99.0.0/24\"]\n";
+    let trusting = file.replace("[overlay]", "[overlay]\ntrusted_underlay = [\"192.0.2.0/24\"]");
+    let layer = "version = 1\n[node]\nannounce = [\"10.77.0.0/24\"]\n[overlay]\nencapsulation = \"ipip\"\n";
+    vec![
+        ("file", file.as_bytes().to_vec()),
+        ("foreign", format!("{trusting}\n{foreign}").into_bytes()),
+        ("layer", format!("{file}\n---\n{layer}").into_bytes()),
+        ("layer-alone", format!("\n---\n{layer}{foreign}").into_bytes()),
+    ]
+}
+
+fn frames() -> Vec<(&'static str, Vec<u8>)> {
+    let frame = |text: &str| {
+        let mut bytes = (text.len() as u32).to_be_bytes().to_vec();
+        bytes.extend(text.as_bytes());
+        bytes
+    };
+    let status = frame(r#"{"version":1,"request":"status"}"#);
+    vec![
+        ("two", [status.clone(), status].concat()),
+        ("peer-show", frame(r#"{"version":1,"request":{"peer_show":{"name":"h2"}}}"#)),
+        ("done", frame(r#"{"version":1,"reply":{"ok":"done"}}"#)),
+    ]
+}
+
+/// One packet of a data path script: `place` 0 and 1 are the peers, 2 is the TUN.
+fn step(place: u8, packet: &[u8]) -> Vec<u8> {
+    // The upper bits ask for right lengths and checksums.
+    let [high, low] = (packet.len() as u16).to_be_bytes();
+    [&[0x30 | place, high, low], packet].concat()
+}
+
+fn flows() -> Vec<(&'static str, Vec<u8>)> {
+    let back = |(src, dst): (IpAddr, IpAddr)| (dst, src);
+    let mut reply = tcp(0x12, &[2, 4, 5, 0xb4], &[]);
+    reply[..4].copy_from_slice(&[0x01, 0xbb, 0x9c, 0x40]);
+    let mut fragment = ip(V4, protocol::UDP, &udp(&[7; 24]));
+    fragment[6] = 0x20;
+    let mut later = ip(V4, protocol::UDP, &[7; 24]);
+    later[6..8].copy_from_slice(&[0, 4]);
+    let pause = [12, 0x10, 0];
+    let large = ip(V4, protocol::UDP, &udp(&[7; 1400]));
+    let mut splittable = large.clone();
+    splittable[6] = 0;
+    let echo = [8, 0, 0, 0, 0x12, 0x34, 0, 1, 1, 2, 3, 4];
+    let echo_reply = [0, 0, 0, 0, 0x12, 0x34, 0, 1, 1, 2, 3, 4];
+    let handshake = [
+        step(2, &ip(V4, protocol::TCP, &tcp(2, &[2, 4, 5, 0xb4], &[]))),
+        step(0, &ip(back(V4), protocol::TCP, &reply)),
+        step(2, &ip(V4, protocol::TCP, &tcp(0x10, &[], b"data"))),
+        pause.to_vec(),
+        step(2, &ip(V4, protocol::TCP, &tcp(4, &[], &[]))),
+    ];
+    vec![
+        ("tcp4", handshake.concat()),
+        ("syn6-inbound", step(0, &ip(back(V6), protocol::TCP, &tcp(2, &[], &[])))),
+        ("udp6", [step(2, &ip(V6, protocol::UDP, &udp(b"query"))), vec![13, 15]].concat()),
+        (
+            "echo4",
+            [step(2, &ip(V4, protocol::ICMP, &echo)), step(0, &ip(back(V4), protocol::ICMP, &echo_reply))].concat(),
+        ),
+        ("fragments", [step(2, &later), step(2, &fragment), step(2, &later)].concat()),
+        ("too-big", [step(2, &large), step(2, &splittable), vec![0x1e], step(2, &large)].concat()),
+        ("spoofed", step(1, &ip(back(V4), protocol::UDP, &udp(b"x")))),
+    ]
+}
+
+fn tables() -> Vec<(&'static str, Vec<u8>)> {
+    let mut nested = vec![8];
+    for _ in 0..8 {
+        nested.extend([10, 42, 1, 2]);
+    }
+    nested.extend([0, 8, 16, 24, 32, 25, 17, 9]);
+    let mixed: Vec<u8> = (0..160u16).map(|value| (value * 37) as u8).collect();
+    vec![("nested", nested), ("mixed", [&[20], mixed.as_slice()].concat())]
+}
+
+fn scripts() -> Vec<(&'static str, Vec<u8>)> {
+    let pause = [15, 0x03, 0xe8];
+    let contact = [pause.to_vec(), vec![0; 20], pause.to_vec(), vec![0; 20]].concat();
+    vec![
+        ("contact", contact.clone()),
+        ("announce", [contact.clone(), vec![10, 7, 24, 0x8a, 8, 24], pause.to_vec(), vec![0; 12]].concat()),
+        ("restart", [contact.clone(), vec![0x8c], pause.to_vec(), vec![0; 20]].concat()),
+        ("damage", [pause.to_vec(), vec![8, 0, 40, 1, 7, 6, 0, 8, 0, 2, 0xff], contact].concat()),
+        ("foreign", [vec![9, 0, 60], vec![0x21; 60], pause.to_vec()].concat()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use overlay_config::{Config, Layer};
+    use overlay_wire::policy::{PolicySet, Rule};
+
+    use super::*;
+
+    fn texts(seeds: Vec<(&'static str, Vec<u8>)>) -> impl Iterator<Item = (&'static str, String)> {
+        seeds.into_iter().map(|(name, bytes)| (name, String::from_utf8(bytes).unwrap()))
+    }
+
+    #[test]
+    fn text_seeds_are_accepted() {
+        for (name, text) in texts(configs()) {
+            let (file, layer) = text.split_once("\n---\n").unwrap_or((&text, "version = 1\n"));
+            assert!(Layer::parse(layer, name).is_ok(), "{name}: {}", Layer::parse(layer, name).unwrap_err());
+            if !file.is_empty() {
+                assert!(Config::parse(file, name).is_ok(), "{name}: {}", Config::parse(file, name).unwrap_err());
+            }
+        }
+        for (name, text) in texts(policies()).filter(|(name, _)| *name != "prefix") {
+            assert!(text.parse::<Rule>().is_ok() || text.parse::<PolicySet>().is_ok(), "{name}");
+        }
+        for (name, frame) in frames().into_iter().filter(|(name, _)| *name != "done") {
+            let (body, _) = overlay_control::frame::split(&frame).unwrap().unwrap();
+            let decoded = overlay_control::frame::decode::<overlay_control::frame::RequestFrame>(body);
+            assert!(decoded.is_ok(), "{name}: {}", decoded.unwrap_err());
+        }
+    }
+
+    #[test]
+    fn committed_corpus_holds_every_generated_seed() {
+        for (target, name, bytes) in all() {
+            let file = crate::run::corpus_dir().join(target).join(&name);
+            let held = fs::read(&file).ok();
+            assert!(held.as_ref() == Some(&bytes), "{target}/{name} differs; run `overlay-fuzz seeds` and commit");
+        }
+    }
 }

@@ -1,8 +1,10 @@
 //! The bodies, by area.
 
+pub mod dataplane;
 pub mod gossip;
 pub mod outer;
 pub mod packet;
+pub mod routing;
 pub mod text;
 
 /// Reads parameters off the front of an input; missing bytes read as zero.
@@ -28,6 +30,16 @@ impl<'a> Input<'a> {
         let mut bytes = [0; N];
         bytes[..front.len()].copy_from_slice(front);
         bytes
+    }
+
+    pub(crate) fn take(&mut self, len: usize) -> &'a [u8] {
+        let (front, rest) = self.0.split_at(self.0.len().min(len));
+        self.0 = rest;
+        front
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     pub(crate) fn rest(self) -> &'a [u8] {

@@ -1,0 +1,181 @@
+//! The gossip state machine and the forwarding table.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use overlay_routing::fib::Fib;
+use overlay_routing::gossip::{Gossip, GossipConfig, OwnHost, StaticMember, Transmit, cluster_id};
+use overlay_routing::identity::IdentityKey;
+use overlay_wire::gossip::{Grant, RouteAnnouncement, envelope};
+use overlay_wire::{Encapsulation, Mtu, Prefix};
+
+use super::Input;
+
+/// Most operations of one script: each may cost several signatures.
+const MAX_OPERATIONS: usize = 64;
+/// Most datagrams one call may leave to be sent between two members.
+const MAX_BURST: usize = 600;
+
+/// Two members and a script of deliveries, losses, copies, damage, pauses, announcements and foreign bytes.
+///
+/// Foreign bytes are answered with silence, no burst is unbounded, no timer stays due, and nothing sent is too long.
+pub fn gossip(bytes: &[u8]) {
+    let start = Instant::now();
+    let mut now = start;
+    let mut nodes = [node(0, now, 1), node(1, now, 1)];
+    let mut epoch = 1;
+    let mut wire: VecDeque<(usize, Transmit)> = VecDeque::new();
+    let mut input = Input::new(bytes);
+    for _ in 0..MAX_OPERATIONS {
+        if input.is_empty() {
+            break;
+        }
+        let operation = input.u8();
+        let at = usize::from(operation >> 7);
+        match operation & 0x0f {
+            // Mostly deliver, so that scripts get far.
+            0..=5 => {
+                if let Some((from, transmit)) = wire.pop_front() {
+                    deliver(&mut nodes, from, &transmit.bytes, now);
+                }
+            }
+            6 => drop(wire.pop_front()),
+            7 => {
+                if let Some(copy) = wire.front().cloned() {
+                    wire.push_back(copy);
+                }
+            }
+            8 => {
+                if let Some((from, transmit)) = wire.pop_front() {
+                    let mut bytes = transmit.bytes;
+                    let place = usize::from(input.u16()) % bytes.len().max(1);
+                    if let Some(byte) = bytes.get_mut(place) {
+                        *byte ^= input.u8() | 1;
+                    }
+                    let silent = sent_after(&mut nodes[1 - from], |node| {
+                        node.handle_datagram(address(from), &bytes, now);
+                    });
+                    assert!(silent.is_empty(), "a damaged datagram is answered");
+                }
+            }
+            9 => {
+                let len = usize::from(input.u16() % 1500);
+                let foreign = input.take(len).to_vec();
+                let silent = sent_after(&mut nodes[at], |node| {
+                    node.handle_datagram(SocketAddr::from(([203, 0, 113, 9], 9)), &foreign, now);
+                });
+                assert!(silent.is_empty(), "foreign bytes are answered");
+            }
+            10 => {
+                let third = input.u8();
+                let prefix = Prefix::truncating(IpAddr::from([10, third, 42, 0]), input.u8() % 33).expect("at most 32");
+                let _ = nodes[at].announce(vec![RouteAnnouncement { prefix, metric: 1 }], now);
+            }
+            11 => nodes[at].probe_now(now),
+            12 => {
+                epoch += 1;
+                nodes[at] = node(at, now, epoch);
+            }
+            _ => now += Duration::from_millis(u64::from(input.u16() % 4000)),
+        }
+        for (from, node) in nodes.iter_mut().enumerate() {
+            node.handle_timeout(now);
+            let due = node.poll_timeout().expect("a member always has a timer");
+            assert!(due > now, "a timer stays due after it was handled");
+            wire.extend(drain(node).into_iter().map(|transmit| (from, transmit)));
+            let _ = (node.members(), node.rib(), node.counters());
+        }
+        wire.truncate(MAX_BURST);
+    }
+}
+
+fn deliver(nodes: &mut [Gossip; 2], from: usize, bytes: &[u8], now: Instant) {
+    nodes[1 - from].handle_datagram(address(from), bytes, now);
+}
+
+/// What a call leaves to be sent. Everything due before must have been drained.
+fn sent_after(node: &mut Gossip, call: impl FnOnce(&mut Gossip)) -> Vec<Transmit> {
+    call(node);
+    drain(node)
+}
+
+fn drain(node: &mut Gossip) -> Vec<Transmit> {
+    while node.poll_event().is_some() {}
+    let mut sent = Vec::new();
+    while let Some(transmit) = node.poll_transmit() {
+        assert!(transmit.bytes.len() <= envelope::MAX_SENT_BYTES);
+        assert!(transmit.bytes.first().is_some_and(|first| *first >= 32), "gossip is told from WireGuard by its byte");
+        sent.push(transmit);
+        assert!(sent.len() <= MAX_BURST);
+    }
+    sent
+}
+
+fn address(index: usize) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, index as u8 + 1], 51821))
+}
+
+fn node(index: usize, now: Instant, epoch: u64) -> Gossip {
+    let prefix = |index: usize| format!("10.42.{}.0/24", index + 1);
+    let identity = |index: usize| IdentityKey::from_bytes(&[index as u8 + 1; 32]);
+    let grant = |text: &str| text.parse::<Grant>().expect("a fixed grant parses");
+    let other = 1 - index;
+    let config = GossipConfig {
+        identity: identity(index),
+        cluster: cluster_id("fuzz"),
+        own: OwnHost {
+            name: format!("h{}", index + 1),
+            endpoints: vec![address(index)],
+            wireguard_key: [index as u8 + 1; 32],
+            encapsulation: Encapsulation::Wireguard,
+            mtu: Mtu::ETHERNET,
+            features: 0,
+            software: "fuzz".to_owned(),
+            prefixes: vec![prefix(index).parse().expect("a fixed prefix parses")],
+        },
+        members: vec![StaticMember {
+            name: format!("h{}", other + 1),
+            identity: identity(other).public(),
+            endpoints: vec![address(other)],
+            allow: vec![grant(&prefix(other)), grant("10.0.0.0/8 max 24")],
+        }],
+        foreign: Vec::new(),
+    };
+    Gossip::new(config, [index as u8 + 40 + epoch as u8; 32], now, epoch).expect("the fixed configuration is valid")
+}
+
+/// The forwarding table finds what a linear search for the longest covering prefix finds.
+pub fn fib(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let mut routes: Vec<(Prefix, usize)> = Vec::new();
+    let count = usize::from(input.u8() % 40);
+    let mut address = |control: u8| -> IpAddr {
+        if control & 0x80 == 0 {
+            IpAddr::from(input.array::<4>())
+        } else {
+            // Only the ends vary, so that prefixes overlap often.
+            let [a, b, c, d] = input.array::<4>();
+            IpAddr::from([0xfd, a, b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, c, d])
+        }
+    };
+    let controls: Vec<u8> = bytes.iter().rev().copied().take(count).collect();
+    for (index, control) in controls.iter().enumerate() {
+        let address = address(*control);
+        let len = if address.is_ipv4() { control % 33 } else { control % 129 };
+        let prefix = Prefix::truncating(address, len).expect("the length fits the family");
+        routes.push((prefix, index));
+    }
+    let fib = Fib::build(routes.clone());
+    let probes: Vec<IpAddr> = (0..8).map(|index| address(index << 6)).collect();
+    for target in routes.iter().map(|(prefix, _)| prefix.addr()).chain(probes) {
+        let mut best: Option<&(Prefix, usize)> = None;
+        for route in routes.iter().filter(|(prefix, _)| prefix.contains(target)) {
+            // Where a prefix is given twice the later value counts.
+            if best.is_none_or(|(prefix, _)| route.0.len() >= prefix.len()) {
+                best = Some(route);
+            }
+        }
+        assert_eq!(fib.lookup(target), best.map(|(_, value)| value), "lookup of {target}");
+    }
+}
