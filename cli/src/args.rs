@@ -110,6 +110,11 @@ pub(crate) enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages, one per command.
+    Man {
+        /// The directory to write to; it must exist.
+        directory: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -294,12 +299,11 @@ pub(crate) enum Endpoint {
 }
 
 #[derive(Debug, clap::Args)]
-#[group(id = "where", required = true, multiple = false, args = ["netns", "pid"])]
 pub(crate) struct EndpointAdd {
     /// The endpoint's name; default: the namespace's.
     pub(crate) name: Option<String>,
     /// The namespace: a name below /run/netns, or a path.
-    #[arg(long, value_name = "NAME|PATH")]
+    #[arg(long, value_name = "NAME|PATH", required_unless_present = "pid", conflicts_with = "pid")]
     pub(crate) netns: Option<String>,
     /// The namespace of this process.
     #[arg(long)]

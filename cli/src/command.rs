@@ -15,8 +15,9 @@ mod version;
 mod wait;
 
 use clap::CommandFactory;
-use overlay_control::api::{Request, Response};
-use overlay_control::{Client, codes::exit};
+use overlay_control::Client;
+use overlay_control::api::{ApiError, Request, Response};
+use overlay_control::codes::{Code, exit};
 
 use crate::args::{Args, Command};
 use crate::output::{Failure, Outcome, Output, unexpected};
@@ -90,6 +91,13 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Outcome {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "overlayctl", &mut script);
             context.output.text(&String::from_utf8_lossy(&script))?;
+            Ok(exit::OK)
+        }
+        Some(Command::Man { directory }) => {
+            clap_mangen::generate_to(Args::command(), &directory).map_err(|error| {
+                let what = format!("cannot write manual pages to {}", directory.display());
+                ApiError::new(Code::Io, what, error.to_string(), "check that the directory exists and is writable")
+            })?;
             Ok(exit::OK)
         }
     }

@@ -1,5 +1,7 @@
 //! A daemon made of canned answers.
 
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
