@@ -8,6 +8,7 @@ pub mod core;
 pub mod counters;
 pub mod device;
 pub mod director;
+pub mod doctor;
 pub mod events;
 pub mod handshake;
 mod logging;

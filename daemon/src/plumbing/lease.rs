@@ -215,7 +215,7 @@ fn read_lease(path: &Path) -> Result<Lease, PlumbingError> {
 }
 
 /// Writes a file so that after any crash it holds either the old or the new bytes.
-pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), PlumbingError> {
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), PlumbingError> {
     let directory = path.parent().expect("state files live in a directory");
     fs::create_dir_all(directory).map_err(PlumbingError::file("create", directory))?;
     let temporary = path.with_extension("tmp");

@@ -9,6 +9,7 @@ pub mod desired;
 pub mod endpoint;
 mod error;
 pub mod firewall;
+pub mod interfaces;
 pub mod ipam;
 pub mod lease;
 mod netlink;
@@ -19,7 +20,7 @@ pub mod sysctl;
 mod watch;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -35,6 +35,7 @@ pub(crate) struct Link {
     pub(crate) group: u32,
     pub(crate) txqueuelen: u32,
     pub(crate) kind: Option<InfoKind>,
+    pub(crate) hardware: Vec<u8>,
 }
 
 /// A rule in the kernel, with the message that deletes it.
@@ -299,6 +300,7 @@ fn parse_link(message: &LinkMessage) -> Link {
         group: 0,
         txqueuelen: 0,
         kind: None,
+        hardware: Vec::new(),
     };
     for attribute in &message.attributes {
         match attribute {
@@ -306,6 +308,7 @@ fn parse_link(message: &LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Group(group) => link.group = *group,
             LinkAttribute::TxQueueLen(length) => link.txqueuelen = *length,
+            LinkAttribute::Address(bytes) => link.hardware.clone_from(bytes),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.clone()),

@@ -8,10 +8,11 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use overlay_control::api::{EndpointRequest, Problem};
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute};
+use rtnetlink::packet_route::link::LinkAttribute;
 
 use super::desired::{self, Attachment, Family};
 use super::endpoint::{self, GATEWAY_V6};
+use super::interfaces::{Interface, tunnels_in_the_way};
 use super::lease::{COOLDOWN, Journal, Lease, LeaseState, PREPARE_TIMEOUT, VERSION, unix};
 use super::netlink::{Kernel, Link};
 use super::sysctl::Sysctl;
@@ -492,26 +493,15 @@ impl Plumber {
         if errors.is_empty() { Ok(()) } else { Err(TeardownErrors(errors)) }
     }
 
-    /// Interfaces of the kernel that decapsulate beside us when they are up, by kind.
+    /// Tunnels of the kernel that are up and would decapsulate beside us: kind by name.
     ///
     /// # Errors
     /// When links cannot be listed.
     pub async fn kernel_tunnels(&self) -> Result<BTreeMap<String, String>, PlumbingError> {
-        let links = self.kernel.links().await?;
-        Ok(links.iter().filter(|link| link.up).filter_map(tunnel_kind).collect())
+        let links: Vec<Interface> = self.kernel.links().await?.iter().map(Interface::from).collect();
+        let kind = |tunnel: &Interface| tunnel.tunnel.map(|kind| (tunnel.name.clone(), kind.name().to_owned()));
+        Ok(tunnels_in_the_way(&links).into_iter().filter_map(kind).collect())
     }
-}
-
-fn tunnel_kind(link: &Link) -> Option<(String, String)> {
-    let kind = match link.kind.as_ref()? {
-        InfoKind::IpIp => "ipip",
-        InfoKind::SitTun => "sit",
-        InfoKind::GreTun => "gre",
-        InfoKind::GreTun6 => "ip6gre",
-        InfoKind::Ip6Tnl => "ip6tnl",
-        _ => return None,
-    };
-    Some((link.name.clone(), kind.to_owned()))
 }
 
 fn host_length(addr: IpAddr) -> u8 {

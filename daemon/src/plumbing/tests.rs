@@ -1,6 +1,6 @@
 //! Tests of the whole module in throw-away network namespaces; they need root and skip loudly without it.
 
-mod namespaces;
+pub(crate) mod namespaces;
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use super::desired::Attachment;
 use super::*;
 
 /// A configuration with both families, as the tests of this module use it.
-pub(super) fn config(state_dir: &Path) -> PlumbingConfig {
+pub(crate) fn config(state_dir: &Path) -> PlumbingConfig {
     PlumbingConfig {
         interface: "overlay0".into(),
         mtu: 1420,

@@ -39,20 +39,20 @@ impl Drop for Namespace {
     }
 }
 
-fn run(command: &str) -> (bool, String) {
+pub(crate) fn run(command: &str) -> (bool, String) {
     let output = Command::new("sh").args(["-c", command]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     (output.status.success(), text)
 }
 
-fn sh(command: &str) -> String {
+pub(crate) fn sh(command: &str) -> String {
     let (ok, text) = run(command);
     assert!(ok, "`{command}` failed: {text}");
     text
 }
 
 /// Runs a test as a host: on a thread in a fresh network namespace with an `overlay0` TUN device.
-fn on_host<F: Future<Output = ()>>(test: impl FnOnce(PlumbingConfig) -> F + Send + 'static) {
+pub(crate) fn on_host<F: Future<Output = ()>>(test: impl FnOnce(PlumbingConfig) -> F + Send + 'static) {
     if !is_root() {
         assert!(std::env::var_os("CI").is_none(), "the plumbing tests need root");
         eprintln!("SKIPPED: the plumbing tests need root");
