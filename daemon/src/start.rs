@@ -268,7 +268,7 @@ fn tun_mtu(config: &Config) -> Mtu {
     sizes::tun_mtu(smallest.unwrap_or(Mtu::ETHERNET.get()).min(9000))
 }
 
-fn plumbing_config(config: &Config, mtu: Mtu) -> PlumbingConfig {
+pub(crate) fn plumbing_config(config: &Config, mtu: Mtu) -> PlumbingConfig {
     let plumbing = &config.plumbing;
     PlumbingConfig {
         interface: config.overlay.interface.clone(),

@@ -1,4 +1,4 @@
-//! Flows.
+//! Flows, and a look at the host.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
@@ -6,9 +6,12 @@ use std::time::Instant;
 use overlay_control::ApiError;
 use overlay_control::api::{DoctorMode, Flow, FlowSelector as Asked, Response};
 use overlay_dataplane::{FlowSelector, FlowSnapshot};
+use overlay_wire::Encapsulation;
 use overlay_wire::packet::protocol;
 
 use super::{Api, not_found};
+use crate::doctor;
+use crate::start::plumbing_config;
 
 /// Flows listed at most with one request; an answer stays far below one frame.
 const MOST: usize = 2000;
@@ -51,8 +54,20 @@ impl Api {
     }
 
     pub(super) async fn doctor(&self, mode: DoctorMode, peer: Option<String>) -> Result<Response, ApiError> {
-        let _ = (mode, peer);
-        Ok(Response::Findings(Vec::new()))
+        // Asking a peer to probe this host needs a message that gossip does not have yet; until then nobody is asked.
+        let _ = peer;
+        let config = self.core.config.load();
+        let plain = |kind: Encapsulation| !kind.is_encrypted();
+        let inputs = doctor::Inputs {
+            endpoints: config.members.iter().filter_map(|member| member.endpoint).map(|to| to.ip()).collect(),
+            plain_in_use: plain(config.overlay.encapsulation)
+                || config.members.iter().any(|member| member.encapsulation.is_some_and(plain))
+                || config.peers.iter().any(|peer| plain(peer.kind.encapsulation())),
+            overhead: doctor::OVERHEAD_BYTES,
+            ..doctor::Inputs::default()
+        };
+        let plumbing = plumbing_config(&config, self.core.mtu);
+        Ok(Response::Findings(doctor::run(mode, &plumbing, inputs).await))
     }
 }
 

@@ -19,6 +19,9 @@ pub use remedy::{Action, Remedies};
 
 use crate::plumbing::PlumbingConfig;
 
+/// What the largest encapsulation adds: WireGuard in UDP over IPv6 with its padding, in bytes.
+pub const OVERHEAD_BYTES: u32 = 80;
+
 /// Runs `doctor` in a mode; must run inside a tokio runtime.
 pub async fn run(mode: DoctorMode, config: &PlumbingConfig, inputs: Inputs) -> Vec<Finding> {
     let mut remedies = Remedies::open(&config.state_dir);
