@@ -1,10 +1,11 @@
 //! Starting, stopping and asking the daemons of a lab.
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use overlay_control::Client;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Output, Stdio};
+use std::process::{Child, ExitStatus, Output, Stdio};
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -124,6 +125,25 @@ impl Lab {
         words.extend(arguments);
         let text = self.ctl_ok(host, &words)?;
         serde_json::from_str(&text).with_context(|| format!("overlayctl {} printed no JSON:\n{text}", words.join(" ")))
+    }
+
+    /// A connection to the control socket of a host's daemon.
+    pub fn control(&self, host: &str) -> Result<Client> {
+        let path = self.host(host)?.path(SOCKET_PATH);
+        Client::connect(&path).with_context(|| format!("connecting to the daemon of {host}"))
+    }
+
+    /// Starts one more daemon on a host with a configuration of its own and gives it to the caller.
+    pub fn spawn_other_daemon(&self, host: &str, config: &str) -> Result<Child> {
+        let host = self.host(host)?;
+        fs::write(host.path("/run/other.toml"), config)?;
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path(host))?;
+        let program = self.binaries.path("overlayd");
+        let mut command = netns::command(host.view(), &[&program, "--config", "/run/other.toml"])?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = command.spawn().context("overlayd could not be started")?;
+        self.record(&child, &format!("another overlayd of {}", host.name()))?;
+        Ok(child)
     }
 
     /// Attaches a namespace to the overlay through the daemon of a host.

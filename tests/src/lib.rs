@@ -1,9 +1,11 @@
 //! Shared parts of the system tests.
 
+mod overlay;
 mod shared;
 mod snapshot;
 mod traffic;
 
+pub use overlay::Overlay;
 pub use shared::{SharedLab, can_make_namespaces, lab_name};
 pub use snapshot::{Snapshot, resident_kib};
 pub use traffic::{Capture, Conversation, Echo, Found, raw_sender, udp_socket};

@@ -1,0 +1,92 @@
+//! Containers on different hosts reach each other over each encapsulation, and the status says so.
+
+use overlay_control::api::{ControlState, DataState, Health};
+use overlay_netns_harness::load::{self, Amount, Content, Server};
+use overlay_netns_harness::{Binaries, Family, HostSpec, ping, wait_for};
+use overlay_tests::{Capture, Overlay, can_make_namespaces, lab_name};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(10);
+/// Sent in the payload of pings and looked for on the underlay.
+const CANARY: &str = "c0ffee5ec2e7f00dc0ffee5ec2e7f00d";
+
+fn overlay(subject: &str, encapsulation: &str, underlay: Family) -> Option<Overlay> {
+    if !can_make_namespaces(subject) {
+        return None;
+    }
+    let binaries = Binaries::for_tests().unwrap();
+    let hosts = HostSpec::numbered(2);
+    let overlay = Overlay::start(&lab_name(subject), binaries, &hosts, 1, encapsulation, |cluster| {
+        cluster.underlay = underlay;
+    });
+    Some(overlay.unwrap())
+}
+
+/// Pings and verified streams both ways and in both families, and the status of both hosts.
+fn everything_passes(overlay: &Overlay, encapsulation: &str) {
+    for (from, to) in [("h1c1", "h2c1"), ("h2c1", "h1c1")] {
+        let (from, to) = (overlay.container(from), overlay.container(to));
+        for address in [IpAddr::V4(to.v4), IpAddr::V6(to.v6)] {
+            let report = ping(&from.view, "-c 5 -i 0.02 -W 2", &address.to_string()).unwrap();
+            assert!(report.is_lossless(), "{}", report.text);
+            let server = Server::start(to.view.namespace(), SocketAddr::new(address, 0)).unwrap();
+            let bytes = Amount::Bytes(16 << 20);
+            load::send(from.view.namespace(), server.address(), bytes, Content::Verified).unwrap();
+        }
+    }
+    for (host, other) in [("h1", "h2"), ("h2", "h1")] {
+        let (status, _) = wait_for("a healthy status", LIMIT, || {
+            let status = overlay.status(host).ok()?;
+            let peer = &status.peers[0];
+            (status.health == Health::Healthy && peer.data == DataState::Up).then_some(status)
+        })
+        .unwrap_or_else(|error| panic!("{error}\n{:#?}", overlay.status(host)));
+        let peer = &status.peers[0];
+        assert_eq!(peer.name, other);
+        assert_eq!(peer.encapsulation.to_string(), encapsulation);
+        assert_eq!(peer.control, ControlState::Up);
+        assert_eq!(peer.authenticated, encapsulation == "wireguard");
+        assert!(peer.tx_bytes > 16 << 20 && peer.rx_bytes > 16 << 20, "{peer:?}");
+    }
+}
+
+/// Sends the canary between the containers and counts the underlay frames that show it.
+fn canary_frames(overlay: &Overlay) -> u64 {
+    let bytes: Vec<u8> =
+        (0..CANARY.len()).step_by(2).map(|at| u8::from_str_radix(&CANARY[at..at + 2], 16).unwrap()).collect();
+    let capture = Capture::start(overlay.lab.switch().namespace(), Capture::containing(&bytes)).unwrap();
+    let to = overlay.container("h2c1").v4.to_string();
+    let report = ping(&overlay.container("h1c1").view, &format!("-c 20 -i 0.01 -W 1 -p {CANARY}"), &to).unwrap();
+    assert!(report.is_lossless(), "{}", report.text);
+    let found = capture.finish();
+    assert!(found.frames >= 40, "the capture must see the packets themselves: {found:?}");
+    found.matches
+}
+
+#[test]
+fn wireguard_carries_both_families_and_shows_no_plaintext() {
+    let Some(overlay) = overlay("wg", "wireguard", Family::V4) else { return };
+    everything_passes(&overlay, "wireguard");
+    assert_eq!(canary_frames(&overlay), 0);
+}
+
+#[test]
+fn wireguard_over_ipv6_underlay_carries_both_families() {
+    let Some(overlay) = overlay("wgsix", "wireguard", Family::V6) else { return };
+    everything_passes(&overlay, "wireguard");
+}
+
+#[test]
+fn gre_carries_both_families() {
+    let Some(overlay) = overlay("gre", "gre", Family::V4) else { return };
+    everything_passes(&overlay, "gre");
+}
+
+#[test]
+fn ipip_carries_both_families_and_its_plaintext_is_seen() {
+    let Some(overlay) = overlay("ipip", "ipip", Family::V4) else { return };
+    everything_passes(&overlay, "ipip");
+    // The control of the check for plaintext: without encryption the same capture finds it.
+    assert!(canary_frames(&overlay) >= 40);
+}
