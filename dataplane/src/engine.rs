@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use overlay_wire::packet::{Headers, ParseError, Transport};
 use overlay_wire::{Mtu, PeerIndex, mss};
@@ -12,10 +12,14 @@ use crate::early;
 use crate::fragment::{Fragments, Later};
 use crate::limiter::ReplyLimiter;
 use crate::path::{self, Exit, Path};
+use crate::policy::{RuleEvent, RuleLog};
 use crate::reason::{Counters, DropReason};
 use crate::reply::{self, Answer};
 use crate::tables::Tables;
 use crate::verdict::{Origin, Released, Reply, Verdict};
+
+/// The shortest time between two sweeps.
+const EXPIRE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Bounds of an engine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,10 +41,12 @@ impl Default for Limits {
 pub struct Engine {
     conntrack: Arc<Conntrack>,
     cache: FlowCache,
+    log: RuleLog,
     fragments: Fragments,
     limiter: ReplyLimiter,
     counters: Counters,
     start: Instant,
+    expired: Instant,
 }
 
 /// How the checks end, before the verdict is written.
@@ -75,10 +81,12 @@ impl Engine {
         Self {
             conntrack: Arc::clone(conntrack),
             cache: FlowCache::new(),
+            log: RuleLog::new(),
             fragments: Fragments::default(),
             limiter: ReplyLimiter::new(),
             counters: Counters::default(),
             start,
+            expired: start,
         }
     }
 
@@ -175,7 +183,7 @@ impl Engine {
     fn admit(&mut self, packet: &Packet<'_>, bytes: &[u8]) -> Fate {
         let admission = match packet.headers.transport {
             Transport::Icmp(icmp) if icmp.is_error => self.conntrack.icmp_error(packet, bytes),
-            _ => self.conntrack.packet(&mut self.cache, packet),
+            _ => self.conntrack.packet(&mut self.cache, &mut self.log, packet),
         };
         match admission {
             Admission::Pass => Fate::Go(*packet.path),
@@ -265,8 +273,18 @@ impl Engine {
         }
     }
 
-    /// Ends flows and fragments whose time is over, with a bounded amount of work. Call about every 100 ms.
+    /// Moves what rules with `log` or `audit` decided to `out`; returns how many events had no room since the last call.
+    pub fn take_rule_events(&mut self, out: &mut Vec<RuleEvent>) -> u64 {
+        self.log.take(out)
+    }
+
+    /// Ends flows and fragments whose time is over, with a bounded amount of work. Call about every 100 ms; calls within
+    /// 20 ms of the last do nothing.
     pub fn expire(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.expired) < EXPIRE_PAUSE {
+            return;
+        }
+        self.expired = now;
         self.conntrack.expire(now);
         if !self.fragments.is_empty() {
             let now_ms = self.now_ms(now);

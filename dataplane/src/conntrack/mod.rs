@@ -28,6 +28,7 @@ pub use snapshot::{FlowSelector, FlowSnapshot, FlowState};
 
 use crate::early;
 use crate::path::{End, Path};
+use crate::policy::{DecidedBy, RuleLog};
 use crate::reason::DropReason;
 use crate::tables::Tables;
 use entry::{Entry, TICKS_PER_SECOND, Tick, Track};
@@ -168,7 +169,7 @@ impl Conntrack {
 
     /// Decides a packet other than an ICMP error or a later fragment, and tracks its flow.
     #[inline]
-    pub(crate) fn packet(&self, cache: &mut FlowCache, packet: &Packet<'_>) -> Admission {
+    pub(crate) fn packet(&self, cache: &mut FlowCache, log: &mut RuleLog, packet: &Packet<'_>) -> Admission {
         let headers = packet.headers;
         let (message, ports) = match &headers.transport {
             Transport::Tcp(tcp) => {
@@ -198,7 +199,7 @@ impl Conntrack {
                     Some(admission) => admission,
                     None => {
                         let hash = key.symmetric_hash(&self.secret);
-                        self.admit(&mut shard, &key, hash, &message, packet, now)
+                        self.admit(&mut shard, log, &key, hash, &message, packet, now)
                     }
                 };
             }
@@ -212,7 +213,7 @@ impl Conntrack {
                 return admission;
             }
         }
-        self.admit(&mut shard, &key, hash, &message, packet, now)
+        self.admit(&mut shard, log, &key, hash, &message, packet, now)
     }
 
     /// Decides a packet of a flow in the table; `None` when the flow is over and the packet may open another.
@@ -281,9 +282,11 @@ impl Conntrack {
 
     /// Decides a packet of no flow: asks the filter, and tracks the flow if it may pass.
     #[cold]
+    #[expect(clippy::too_many_arguments, reason = "all of it is at hand where it is called")]
     fn admit(
         &self,
         shard: &mut Shard,
+        log: &mut RuleLog,
         key: &FlowKey,
         hash: u64,
         message: &Message<'_>,
@@ -315,8 +318,10 @@ impl Conntrack {
             Message::Other => Track::Other,
         };
         if direction == Direction::Original {
-            let decision = tables.policy.decide(&key.tuple(), path.from, path.to);
-            let by_rule = matches!(decision.by, crate::policy::DecidedBy::Rule(_));
+            let tuple = key.tuple();
+            let decision = tables.policy.decide(&tuple, path.from, path.to);
+            tables.policy.record(&tuple, decision, tables.revision, log);
+            let by_rule = matches!(decision.by, DecidedBy::Rule(_));
             match decision.action {
                 Action::Allow => {}
                 Action::Deny if by_rule => return Admission::Drop(DropReason::PolicyDeny),

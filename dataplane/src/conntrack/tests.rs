@@ -67,7 +67,7 @@ fn shares_come_back_when_flows_end() {
     assert_eq!(open(&mut world), 128);
     world.advance(31);
     for _ in 0..10 {
-        world.engine.expire(world.now);
+        world.engine.conntrack().expire(world.now);
     }
     assert!(world.flows().is_empty());
     assert_eq!(open(&mut world), 128);

@@ -506,3 +506,26 @@ fn explanation_agrees_with_the_packet_path() {
     assert_eq!(steps[2].decided_by, Some(DecidedBy::Rule(0)));
     assert_eq!(steps[1].detail, "10.42.1.5 is on this host, 10.42.2.5 is owned by h2: forwarded to h2");
 }
+
+#[test]
+fn rules_count_what_they_decide_and_log_where_asked() {
+    let mut world = World::new("allow udp/53 from any to any log\nreject udp from any to any audit name rest\n");
+    for _ in 0..3 {
+        world.out(&mut udp(A, 1, B, 53, 0));
+        world.out(&mut udp(A, 1, B, 54, 0));
+    }
+    assert_eq!(world.tables.policy.hits(), [1, 3], "one flow that passed, three packets refused");
+    let mut events = Vec::new();
+    assert_eq!(world.engine.take_rule_events(&mut events), 0);
+    let seen: Vec<_> = events.iter().map(|e| (e.rule, e.log, e.audit, e.tuple.dst_port)).collect();
+    assert_eq!(seen, [(0, true, false, 53), (1, false, true, 54), (1, false, true, 54), (1, false, true, 54)]);
+    for _ in 0..100 {
+        world.out(&mut udp(A, 1, B, 54, 0));
+    }
+    events.clear();
+    assert_eq!(world.engine.take_rule_events(&mut events), 36);
+    assert_eq!(events.len(), 64);
+    let tuple = events[0].tuple;
+    assert!(!explain(&world.tables, &tuple).is_empty());
+    assert_eq!(world.tables.policy.hits(), [1, 103], "an explanation counts nothing");
+}

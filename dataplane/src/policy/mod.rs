@@ -8,6 +8,7 @@ mod bits;
 mod compile;
 mod default;
 mod matcher;
+mod record;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,8 @@ pub use default::Grounds;
 
 use crate::path::End;
 use matcher::Matcher;
+pub use record::RuleEvent;
+pub(crate) use record::RuleLog;
 
 /// What the filter sees of a flow: the translated tuple of its first packet.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -136,6 +139,7 @@ pub struct CompiledPolicy {
     set: PolicySet,
     matcher: Matcher,
     warnings: Vec<Warning>,
+    hits: record::Hits,
 }
 
 impl CompiledPolicy {
@@ -143,7 +147,7 @@ impl CompiledPolicy {
     #[must_use]
     pub fn compile(set: &PolicySet, hosts: &impl HostResolver) -> Self {
         let (matcher, warnings) = compile::compile(&set.rules, hosts);
-        Self { set: set.clone(), matcher, warnings }
+        Self { set: set.clone(), matcher, warnings, hits: record::Hits::new(set.rules.len()) }
     }
 
     /// What was accepted and does not do what it seems to.
@@ -162,6 +166,23 @@ impl CompiledPolicy {
     #[must_use]
     pub fn default_policy(&self) -> DefaultPolicy {
         self.set.default
+    }
+
+    /// How often each rule decided since this policy was compiled: once per flow it let pass, once per packet it refused.
+    #[must_use]
+    pub fn hits(&self) -> Vec<u64> {
+        self.hits.read()
+    }
+
+    /// Writes down that the packet path acted on a decision.
+    pub(crate) fn record(&self, tuple: &Tuple, decision: Decision, revision: u64, log: &mut RuleLog) {
+        let DecidedBy::Rule(rule) = decision.by else { return };
+        self.hits.add(rule);
+        let Some(options) = self.set.rules.get(rule as usize).map(|rule| &rule.options) else { return };
+        if options.log || options.audit {
+            let (action, tuple) = (decision.action, *tuple);
+            log.push(RuleEvent { rule, revision, tuple, action, log: options.log, audit: options.audit });
+        }
     }
 
     /// Decides a flow by its tuple and the kind of place its two ends are.

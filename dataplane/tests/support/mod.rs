@@ -72,7 +72,7 @@ impl Node {
         self.engine.outbound(&self.tables, &headers, packet, packet.len(), 1, self.now, &mut self.reply)
     }
 
-    pub fn from_h2(&mut self, packet: &mut [u8]) -> Verdict {
+    pub fn inbound(&mut self, packet: &mut [u8]) -> Verdict {
         let headers = Headers::parse(packet).expect("a valid packet");
         self.engine.inbound(&self.tables, H2, &headers, packet, 1, self.now, &mut self.reply)
     }
@@ -98,7 +98,7 @@ impl Node {
 
     fn open(&mut self, src: &str, port: u16, dst: &str) -> Vec<u8> {
         assert_eq!(self.out(&mut segment(src, port, dst, 80, SYN, 1000, 0, 0)), Verdict::Forward(H2));
-        assert_eq!(self.from_h2(&mut segment(dst, 80, src, port, SYN | ACK, 5000, 1001, 0)), Verdict::Deliver);
+        assert_eq!(self.inbound(&mut segment(dst, 80, src, port, SYN | ACK, 5000, 1001, 0)), Verdict::Deliver);
         assert_eq!(self.out(&mut segment(src, port, dst, 80, ACK, 1001, 5001, 0)), Verdict::Forward(H2));
         segment(src, port, dst, 80, ACK, 1001, 5001, 1000)
     }
