@@ -11,7 +11,7 @@ use crate::conntrack::{Admission, Conntrack, FlowCache, FlowSelector, FlowSnapsh
 use crate::early;
 use crate::fragment::{Fragments, Later};
 use crate::limiter::ReplyLimiter;
-use crate::path::{self, Exit, Path};
+use crate::path::{Exit, Path, PathCache};
 use crate::policy::{RuleEvent, RuleLog};
 use crate::reason::{Counters, DropReason};
 use crate::reply::{self, Answer};
@@ -41,6 +41,7 @@ impl Default for Limits {
 pub struct Engine {
     conntrack: Arc<Conntrack>,
     cache: FlowCache,
+    paths: PathCache,
     log: RuleLog,
     fragments: Fragments,
     limiter: ReplyLimiter,
@@ -81,6 +82,7 @@ impl Engine {
         Self {
             conntrack: Arc::clone(conntrack),
             cache: FlowCache::new(),
+            paths: PathCache::new(),
             log: RuleLog::new(),
             fragments: Fragments::default(),
             limiter: ReplyLimiter::new(),
@@ -163,7 +165,7 @@ impl Engine {
         if let Err(reason) = early::check(headers) {
             return Fate::Drop(reason);
         }
-        let path = match path::find(tables, origin, headers.src, headers.dst) {
+        let path = match self.paths.find(tables, origin, headers.src, headers.dst) {
             Ok(path) => path,
             Err(DropReason::NoOwner) => return Fate::Answer(DropReason::NoOwner, Answer::Unreachable),
             Err(reason) => return Fate::Drop(reason),

@@ -94,3 +94,58 @@ pub(crate) fn in_pool(tables: &Tables, address: IpAddr) -> bool {
     let local = &tables.local;
     local.pool.iter().chain(&local.prefixes).any(|prefix| prefix.contains(address))
 }
+
+/// Slots of the path cache.
+const CACHE_SLOTS: usize = 64;
+
+/// The ways of the last address pairs, so that packets of a train cost one comparison instead of two table lookups.
+///
+/// Only ways that were found are kept, and only for one revision of the tables.
+#[derive(Clone, Debug)]
+pub(crate) struct PathCache([Cached; CACHE_SLOTS]);
+
+#[derive(Clone, Copy, Debug)]
+struct Cached {
+    src: IpAddr,
+    dst: IpAddr,
+    origin: Origin,
+    revision: Option<u64>,
+    path: Path,
+}
+
+impl PathCache {
+    pub(crate) fn new() -> Self {
+        let nobody = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+        let path = Path { exit: Exit::Tun, from: End::Outside, to: End::Outside };
+        Self([Cached { src: nobody, dst: nobody, origin: Origin::Tun, revision: None, path }; CACHE_SLOTS])
+    }
+
+    /// Finds the way of a packet; see [`find`].
+    #[inline]
+    pub(crate) fn find(
+        &mut self,
+        tables: &Tables,
+        origin: Origin,
+        src: IpAddr,
+        dst: IpAddr,
+    ) -> Result<Path, DropReason> {
+        let cached = &mut self.0[slot(src, dst)];
+        if cached.revision == Some(tables.revision) && cached.src == src && cached.dst == dst && cached.origin == origin
+        {
+            return Ok(cached.path);
+        }
+        let path = find(tables, origin, src, dst)?;
+        *cached = Cached { src, dst, origin, revision: Some(tables.revision), path };
+        Ok(path)
+    }
+}
+
+#[inline]
+fn slot(src: IpAddr, dst: IpAddr) -> usize {
+    let low = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) => u32::from(v4),
+        IpAddr::V6(v6) => u128::from(v6) as u32,
+    };
+    let mix = low(src) ^ low(dst).rotate_left(3);
+    (mix.wrapping_mul(0x9e37_79b9) >> 26) as usize & (CACHE_SLOTS - 1)
+}

@@ -49,7 +49,8 @@ pub struct Tables {
     pub owners: Fib<Route>,
     /// The packet filter.
     pub policy: CompiledPolicy,
-    /// Moves with every change of `policy`, `owners` or `local`; flows are checked against the filter again when it does.
+    /// Moves with every snapshot in which `policy`, `owners`, `local` or a peer's place or membership changed: answers of
+    /// the filter and ways of packets hold for one revision.
     pub revision: u64,
     /// The peers, by [`PeerIndex`].
     pub peers: Vec<PeerInfo>,

@@ -46,7 +46,7 @@ const PICKUP_TICKS: Tick = 60 * TICKS_PER_SECOND;
 /// Slots swept by one call of [`Conntrack::expire`].
 const SWEEP_SLOTS: usize = 4096;
 /// Slots of the last-flow cache.
-const CACHE_SLOTS: usize = 64;
+const CACHE_SLOTS: usize = 256;
 
 /// The flow table.
 #[derive(Debug)]

@@ -525,7 +525,26 @@ fn rules_count_what_they_decide_and_log_where_asked() {
     events.clear();
     assert_eq!(world.engine.take_rule_events(&mut events), 36);
     assert_eq!(events.len(), 64);
+    let again = policy(&world.tables.policy.rules().iter().map(|rule| format!("{rule}\n")).collect::<String>());
+    assert_eq!(again.hits(), [0, 0]);
+    assert_eq!(again.with_hits_of(&world.tables.policy).hits(), [1, 103], "the same rules count on");
+    assert_eq!(policy("deny any from any to any").with_hits_of(&world.tables.policy).hits(), [0]);
     let tuple = events[0].tuple;
     assert!(!explain(&world.tables, &tuple).is_empty());
     assert_eq!(world.tables.policy.hits(), [1, 103], "an explanation counts nothing");
+}
+
+#[test]
+fn route_that_moves_is_followed_at_once() {
+    use overlay_routing::fib::Fib;
+    let mut world = World::new("default open");
+    assert_eq!(world.out(&mut udp(A, 1, B, 80, 0)), Verdict::Forward(H2));
+    assert_eq!(world.from(H2, &mut udp(B, 80, A, 1, 0)), Verdict::Deliver);
+    let routes = [("10.42.1.0/24", Route::Local), ("10.42.2.0/24", Route::Peer(H3))];
+    world.tables.owners = Fib::build(routes.map(|(text, route)| (prefix(text), route)).to_vec());
+    world.tables.revision += 1;
+    assert_eq!(world.out(&mut udp(A, 1, B, 80, 0)), Verdict::Forward(H3));
+    assert_eq!(world.from(H2, &mut udp(B, 80, A, 1, 0)), Verdict::Drop(DropReason::ForeignSource));
+    assert_eq!(world.from(H3, &mut udp(B, 80, A, 1, 0)), Verdict::Deliver);
+    assert_eq!(world.flows()[0].peer, Some(H3));
 }

@@ -11,7 +11,7 @@ use super::matcher::{AddressIndex, Matcher, PortIndex, TrafficIndex};
 use super::{HostResolver, Warning};
 
 /// Rules compared with each other in search of shadowed ones; beyond this the search is left out.
-const SHADOW_SEARCH_RULES: usize = 2000;
+const SHADOW_SEARCH_RULES: usize = 512;
 
 /// The addresses a selector stands for.
 #[derive(Clone, PartialEq, Eq, Debug)]

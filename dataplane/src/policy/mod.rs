@@ -174,6 +174,15 @@ impl CompiledPolicy {
         self.hits.read()
     }
 
+    /// Goes on counting where `previous` is, if its rules are the same: a policy is compiled again when addresses move.
+    #[must_use]
+    pub fn with_hits_of(mut self, previous: &Self) -> Self {
+        if self.set.rules == previous.set.rules {
+            self.hits = previous.hits.clone();
+        }
+        self
+    }
+
     /// Writes down that the packet path acted on a decision.
     pub(crate) fn record(&self, tuple: &Tuple, decision: Decision, revision: u64, log: &mut RuleLog) {
         let DecidedBy::Rule(rule) = decision.by else { return };
