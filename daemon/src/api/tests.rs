@@ -9,7 +9,9 @@ use overlay_control::api::{ApiError, Event, Request, Response, Severity};
 use overlay_control::{Client, ControlError, Timestamp};
 use tokio::sync::{broadcast, watch};
 
-use super::{Access, Backend, BindError, Caller, Right, Server};
+use super::access::Right;
+use super::server::BindError;
+use super::{Access, Backend, Caller, Server};
 
 struct Echo {
     events: broadcast::Sender<Event>,
