@@ -164,7 +164,10 @@ impl Gossip {
 
     /// Takes a datagram from the underlay; what does not authenticate is counted and answered with silence.
     pub fn handle_datagram(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) {
-        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        let from = match from.ip().to_canonical() {
+            ip @ std::net::IpAddr::V4(_) => SocketAddr::new(ip, from.port()),
+            std::net::IpAddr::V6(_) => from,
+        };
         match Envelope::parse(bytes) {
             Err(_) => self.counters.malformed += 1,
             Ok(Envelope::Sealed { header, tag, nonce, ciphertext }) => {

@@ -14,7 +14,7 @@ use super::contact::is_host_record;
 use super::pair::{OwnSide, Pair};
 use super::peer::GRE_KEY_OVERLAP;
 use super::store::{Freshness, MAX_RECORDS_PER_OWNER, Merge, record_hash};
-use super::view::{GossipEvent, MemberState};
+use super::view::{DownReason, GossipEvent, MemberState};
 use super::{Gossip, PROTOCOL_VERSIONS, RECLAIM_GAP};
 use crate::ownership::Owner;
 use crate::rib::{ClaimSource, LocalClaims, MemberClaims, Refused, Rib, RibInput};
@@ -182,6 +182,11 @@ impl Gossip {
                 self.tags.insert(pair.receive_tag(), host);
             }
             peer.probe = None;
+        }
+        let cut_off = peer.pair.is_none() && peer.state.is_reachable();
+        if cut_off {
+            // It withdrew its description, or published a key that is none: nothing can be sealed for it any more.
+            self.member_down(host, DownReason::NoAnswer, now);
         }
         if !same_channel || self.wireguard_keys.get(&host).copied() != wireguard_key {
             match wireguard_key {

@@ -422,3 +422,17 @@ fn two_runs_of_one_identity_raise_alarms() {
     let elsewhere = |(_, event): &&(Duration, GossipEvent)| matches!(event, GossipEvent::OwnIdentityElsewhere { .. });
     assert_eq!(sim.nodes[0].events.iter().filter(elsewhere).count(), 1);
 }
+
+#[test]
+fn member_that_withdraws_its_host_record_goes_down() {
+    let mut sim = Sim::new(2, 42);
+    sim.run_until(SECOND, |sim| sim.all_up() && sim.converged());
+    let host = key(1);
+    let key_of = RecordKey { owner: host.host_id(), kind: RecordKind::HOST, shard: 0 };
+    let record = sign(&host, Record { key: key_of, version: u64::MAX, body: vec![], signature: [0; 64] });
+    let now = sim.now;
+    sim.nodes[0].gossip.accept_record(record, now);
+    assert_eq!(sim.state(1, 0), MemberState::Down);
+    sim.nodes[0].gossip.handle_timeout(now);
+    assert!(sim.nodes[0].gossip.rib().owner("10.42.2.1".parse().expect("address")).is_none());
+}
