@@ -77,7 +77,7 @@ fn ten_nodes_converge_and_spread_a_route() {
 
 #[test]
 fn thirty_percent_loss_converges_without_a_false_verdict() {
-    for seed in 0..5 {
+    for seed in 0..2 {
         let mut sim = Sim::new(10, seed);
         sim.loss_percent = 30;
         sim.duplicate_percent = 10;
@@ -86,7 +86,7 @@ fn thirty_percent_loss_converges_without_a_false_verdict() {
         announce(&mut sim, 0, &["172.16.1.0/24"]);
         let took = sim.run_until(SECOND * 10, Sim::converged);
         assert!(took < SECOND * 6, "seed {seed}: {took:?}");
-        sim.run_for(SECOND * 120);
+        sim.run_for(SECOND * 60);
         for node in &sim.nodes {
             let down = node.events.iter().find(|(_, event)| matches!(event, GossipEvent::MemberDown { .. }));
             assert_eq!(down, None, "seed {seed}");
