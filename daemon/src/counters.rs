@@ -67,6 +67,8 @@ path_drops! {
     UnderlayTooBig => "underlay_too_big",
     /// The TUN device refused a packet, because it is down or gone.
     Device => "device",
+    /// One of our own underlay datagrams, read from the TUN: the underlay is routed into the overlay.
+    Loop => "loop",
     /// A super-packet that cannot be cut as the device says.
     Offload => "offload",
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use overlay_config::{Applies, Config};
 use overlay_control::api::Severity;
 use overlay_control::{ApiError, Code};
+use overlay_dataplane::RuleEvent;
 use overlay_routing::gossip::{ForeignPrefixes, Gossip, GossipEvent, OwnHost, StaticMember};
 use overlay_routing::identity::IdentityPublic;
 use overlay_wire::gossip::{Grant, RouteAnnouncement};
@@ -59,6 +60,8 @@ pub struct Director {
     pub endpoints: Vec<SocketAddr>,
     /// The routes the plumbing was last given.
     pub learned: Option<LearnedRoutes>,
+    /// When a loop was last reported.
+    pub loop_told: Option<Instant>,
 }
 
 impl Director {
@@ -310,9 +313,39 @@ impl Director {
                 Ok(_) => events.info("device-back", None, "addresses and routes are back"),
                 Err(error) => events.warn("device-back", None, error.to_string()),
             },
+            WorkerEvent::Loop => {
+                let now = Instant::now();
+                if self.loop_told.is_none_or(|told| now.saturating_duration_since(told) > Duration::from_secs(10)) {
+                    self.loop_told = Some(now);
+                    events.warn(
+                        "underlay-loop",
+                        None,
+                        "our own datagrams came back through the TUN and were dropped; rules are looked at again",
+                    );
+                    // The outcome is reported by the plumbing itself.
+                    let _ = self.core.plumbing.reconcile().await;
+                }
+            }
+            WorkerEvent::Rules(decided, suppressed) => self.record_rules(&decided, suppressed),
             WorkerEvent::SegmentationLost => {
                 events.warn("segmentation-off", None, "the kernel refused UDP_SEGMENT; datagrams go one by one");
             }
+        }
+    }
+
+    fn record_rules(&self, decided: &[RuleEvent], suppressed: u64) {
+        let snapshot = self.core.shared.snapshot.load();
+        for event in decided {
+            // A policy that was replaced meanwhile no longer says which rule it was.
+            let rule = (event.revision == snapshot.tables.revision)
+                .then(|| snapshot.tables.policy.rules().get(event.rule as usize))
+                .flatten()
+                .map_or_else(|| format!("rule {}", event.rule + 1), ToString::to_string);
+            let kind = if event.audit { "policy-audit" } else { "policy-log" };
+            self.core.events.info(kind, Some(&event.tuple.to_string()), format!("{}: {rule}", event.action));
+        }
+        if suppressed > 0 {
+            self.core.events.warn("policy-log", None, format!("{suppressed} more decisions were not logged"));
         }
     }
 

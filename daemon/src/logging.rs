@@ -11,7 +11,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 /// Starts logging at this level; `OVERLAY_LOG` overrides it.
-pub fn start(level: LogLevel) {
+pub(crate) fn start(level: LogLevel) {
     let filter = EnvFilter::try_from_env("OVERLAY_LOG")
         // boringtun reports what is ordinary to us, such as a peer that does not answer, as errors.
         .unwrap_or_else(|_| EnvFilter::new(format!("{},boringtun=off", level.name())));

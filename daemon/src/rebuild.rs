@@ -278,7 +278,8 @@ impl Builder<'_> {
             routes.push((claim.prefix, route));
         }
         let by_name: HashMap<String, Vec<Prefix>> = self.prefixes_by_name(rib);
-        let policy = CompiledPolicy::compile(&self.config.policy, &|name: &str| by_name.get(name).cloned());
+        let policy = CompiledPolicy::compile(&self.config.policy, &|name: &str| by_name.get(name).cloned())
+            .with_hits_of(&self.core.shared.snapshot.load().tables.policy);
         let mut snapshot = Snapshot {
             tables: Tables {
                 owners: Fib::build(routes),

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::Sender;
+use overlay_dataplane::RuleEvent;
 use overlay_wire::PeerIndex;
 
 use crate::counters::PathCounters;
@@ -41,6 +42,10 @@ pub enum WorkerEvent {
     DeviceBack,
     /// The kernel refused segmentation on an underlay socket, once.
     SegmentationLost,
+    /// Our own underlay datagrams came back to us through the TUN: the rule that keeps them out is missing.
+    Loop,
+    /// Rules with `log` or `audit` decided; the second number counts decisions that did not fit.
+    Rules(Vec<RuleEvent>, u64),
 }
 
 /// What the control side asks of a worker.

@@ -373,6 +373,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), ApiError> {
             wake,
             receive: sockets.receive(),
             send: sockets.send(),
+            listen_port: core.config.load().overlay.listen_port,
         };
         let worker = Worker::new(Arc::clone(&shared), parts);
         std::thread::Builder::new().name("worker-0".into()).spawn(move || worker.run())
@@ -441,7 +442,6 @@ fn refuse_kernel_tunnels(
     Ok(())
 }
 
-#[expect(clippy::too_many_arguments, reason = "the ends of every queue, made by one caller")]
 fn director(
     core: &Arc<Core>,
     identity: IdentityKey,
@@ -477,6 +477,7 @@ fn director(
         changes,
         endpoints,
         learned: None,
+        loop_told: None,
     })
 }
 

@@ -115,15 +115,15 @@ impl Api {
             EncapsulationSetting::Config => None,
             EncapsulationSetting::Use(kind) => Some(kind),
         };
-        if let Some(kind) = wanted.filter(|kind| !kind.is_encrypted()) {
-            if let Some(tunnel) = self.core.kernel_tunnels.keys().next() {
-                return Err(ApiError::new(
-                    Code::KernelTunnel,
-                    format!("{kind} is refused while the kernel tunnel {tunnel} is up"),
-                    "it would receive such packets beside overlayd and let them past the filter",
-                    format!("ip link set {tunnel} down, restart overlayd, and set it again"),
-                ));
-            }
+        if let (Some(kind), Some(tunnel)) =
+            (wanted.filter(|kind| !kind.is_encrypted()), self.core.kernel_tunnels.keys().next())
+        {
+            return Err(ApiError::new(
+                Code::KernelTunnel,
+                format!("{kind} is refused while the kernel tunnel {tunnel} is up"),
+                "it would receive such packets beside overlayd and let them past the filter",
+                format!("ip link set {tunnel} down, restart overlayd, and set it again"),
+            ));
         }
         let subject = name.clone().unwrap_or_else(|| "the default".to_owned());
         let changed = self

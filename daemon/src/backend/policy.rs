@@ -21,7 +21,7 @@ impl Api {
                 OriginLayer::Cli => "cli",
             }
             .to_owned(),
-            hits: Vec::new(),
+            hits: self.core.shared.snapshot.load().tables.policy.hits(),
         })
     }
 

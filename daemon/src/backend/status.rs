@@ -31,7 +31,7 @@ impl Api {
     pub(super) fn version(&self) -> VersionInfo {
         VersionInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            protocol: u32::from(PROTOCOL_VERSION),
+            protocol: PROTOCOL_VERSION,
             pid: std::process::id(),
             started: self.core.started.into(),
         }

@@ -53,7 +53,8 @@ fn healthy_host_has_only_good_findings() {
 
 #[test]
 fn each_fault_is_found_by_its_own_check_with_a_way_out() {
-    let faults: Vec<(&str, fn(&mut Facts))> = vec![
+    type Fault = (&'static str, fn(&mut Facts));
+    let faults: Vec<Fault> = vec![
         ("forwarding-ipv4", |f| f.ip_forward = Some("0".into())),
         ("forwarding-ipv6", |f| f.ipv6_forwarding = Some("0".into())),
         ("forwarding-ipv6", |f| f.ipv6_forwarding = None),

@@ -316,7 +316,7 @@ impl Worker {
                     let mut held = None;
                     if let Some(held) = hold(&mut held, snapshot, peer) {
                         let mtu = inner_mtu(snapshot, peer);
-                        self.transmitter.to_peer(held, &Outgoing::Packet(reply.packet()), 0, mtu, now);
+                        self.transmitter.send_to(held, &Outgoing::Packet(reply.packet()), 0, mtu, now);
                     }
                     self.reply = reply;
                 }

@@ -63,6 +63,7 @@ pub struct Worker {
     reply: Reply,
     blocked: bool,
     expired_at: Instant,
+    listen_port: u16,
 }
 
 /// What [`Worker::new`] needs.
@@ -82,6 +83,8 @@ pub struct WorkerParts {
     pub receive: ReceiveSockets,
     /// To send with.
     pub send: SendSockets,
+    /// Our UDP port.
+    pub listen_port: u16,
 }
 
 impl Worker {
@@ -104,6 +107,7 @@ impl Worker {
             reply: Reply::new(),
             blocked: false,
             expired_at: now,
+            listen_port: parts.listen_port,
         }
     }
 
@@ -123,6 +127,7 @@ impl Worker {
             if work == 0 || now.saturating_duration_since(self.expired_at) >= EXPIRE_EVERY {
                 self.engine.expire(now);
                 self.expired_at = now;
+                self.report_rules();
             }
             idle = if work > 0 { 0 } else { idle + 1 };
             if idle > IDLE_TURNS || self.blocked {
@@ -183,6 +188,14 @@ impl Worker {
             }
         }
         true
+    }
+
+    fn report_rules(&mut self) {
+        let mut events = Vec::new();
+        let suppressed = self.engine.take_rule_events(&mut events);
+        if !events.is_empty() || suppressed > 0 {
+            let _ = self.shared.events.try_send(WorkerEvent::Rules(events, suppressed));
+        }
     }
 
     fn device_lost(&mut self) {

@@ -7,12 +7,13 @@ use overlay_dataplane::{Released, Verdict};
 use overlay_wire::PeerIndex;
 use overlay_wire::fragment;
 use overlay_wire::offload::{GsoKind, Segments, VnetHeader, complete_checksum};
-use overlay_wire::packet::Headers;
+use overlay_wire::packet::{Headers, Transport};
 
 use super::transmit::{Held, Outgoing, hold};
 use super::{MAX_PACKET, READS, Worker, inner_mtu, release};
 use crate::counters::PathDrop;
 use crate::device;
+use crate::shared::WorkerEvent;
 use crate::snapshot::Snapshot;
 
 impl Worker {
@@ -66,6 +67,11 @@ impl Worker {
                 return;
             }
         };
+        if self.is_own_datagram(snapshot, &headers) {
+            self.shared.counters.add(PathDrop::Loop, 1);
+            let _ = self.shared.events.try_send(WorkerEvent::Loop);
+            return;
+        }
         let (segment_len, segments) = if vnet.gso == GsoKind::None {
             if vnet.needs_checksum && complete_checksum(packet, &vnet).is_err() {
                 self.shared.counters.add(PathDrop::Offload, 1);
@@ -91,7 +97,7 @@ impl Worker {
                     (GsoKind::None, _) | (_, Err(_)) => Outgoing::Packet(&packet[..usize::from(headers.total_len)]),
                     (_, Ok(segments)) => Outgoing::Segments(segments),
                 };
-                self.transmitter.to_peer(held, &outgoing, headers.tos, mtu, now);
+                self.transmitter.send_to(held, &outgoing, headers.tos, mtu, now);
             }
             Verdict::ForwardFragmented(peer, mtu) => {
                 if segments > 1 {
@@ -119,6 +125,13 @@ impl Worker {
         }
     }
 
+    /// Whether the packet is a datagram of our own underlay socket: sent from our port with our overlay address, as the
+    /// kernel does when the rule that keeps marked sockets out of the overlay is gone.
+    fn is_own_datagram(&self, snapshot: &Snapshot, headers: &Headers) -> bool {
+        matches!(headers.transport, Transport::Udp(udp) if udp.src_port == self.listen_port)
+            && snapshot.tables.local.host.contains(&headers.src)
+    }
+
     fn forward_fragmented<'s>(
         &mut self,
         snapshot: &'s Snapshot,
@@ -132,7 +145,7 @@ impl Worker {
         let mut buffer = std::mem::take(&mut self.fragment_buffer);
         let transmitter = &mut self.transmitter;
         let split = fragment::split(packet, headers, mtu, &mut buffer, |piece| {
-            transmitter.to_peer(held, &Outgoing::Packet(piece), headers.tos, usize::from(mtu.get()), now);
+            transmitter.send_to(held, &Outgoing::Packet(piece), headers.tos, usize::from(mtu.get()), now);
         });
         if split.is_err() {
             self.shared.counters.add(PathDrop::Offload, 1);
@@ -173,7 +186,7 @@ impl Worker {
                 Verdict::Forward(peer) => {
                     if let Some(held) = hold(&mut held, snapshot, peer) {
                         let mtu = inner_mtu(snapshot, peer);
-                        self.transmitter.to_peer(held, &Outgoing::Packet(&fragment.packet), headers.tos, mtu, now);
+                        self.transmitter.send_to(held, &Outgoing::Packet(&fragment.packet), headers.tos, mtu, now);
                     }
                 }
                 Verdict::ForwardFragmented(peer, mtu) => {

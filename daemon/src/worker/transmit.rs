@@ -130,7 +130,7 @@ impl Transmitter {
     }
 
     /// Encapsulates to a peer. `tos` is the inner DSCP and ECN, `inner_mtu` the bound that padding keeps.
-    pub(super) fn to_peer(
+    pub(super) fn send_to(
         &mut self,
         held: &mut Held<'_>,
         outgoing: &Outgoing<'_>,
