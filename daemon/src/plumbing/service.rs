@@ -239,8 +239,8 @@ async fn obey(plumber: &mut Plumber, command: Command, problems: &Mutex<Vec<Prob
 
 async fn look(plumber: &mut Plumber, scope: Scope, problems: &Mutex<Vec<Problem>>) -> Reconciled {
     let outcome = plumber.reconcile(scope).await;
-    for change in &outcome.changes {
-        tracing::info!(change, "host plumbing repaired");
+    if !outcome.changes.is_empty() {
+        tracing::info!(changes = outcome.changes.join("; "), "host plumbing brought up to date");
     }
     let mut known = problems.lock().unwrap_or_else(PoisonError::into_inner);
     for problem in outcome.problems.iter().filter(|problem| !known.contains(problem)) {
