@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod systemd;
+
 fn sh(directory: &Path, command: &str) -> Result<String> {
     Ok(String::from_utf8(output(Command::new("sh").args(["-c", command]).current_dir(directory))?)?)
 }
