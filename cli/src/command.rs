@@ -58,8 +58,12 @@ impl Context<'_> {
         if self.output.json {
             self.output.object("change", &serde_json::json!({ "changed": changed, "notes": notes }))?;
         } else {
-            self.output.note(if changed { done } else { "unchanged" })?;
-            notes.iter().try_for_each(|note| self.output.note(&format!("  {note}")))?;
+            // The daemon's own words say more than ours.
+            match (changed, notes.is_empty()) {
+                (false, _) => self.output.note("unchanged")?,
+                (true, true) => self.output.note(done)?,
+                (true, false) => notes.iter().try_for_each(|note| self.output.note(note))?,
+            }
         }
         Ok(exit::OK)
     }

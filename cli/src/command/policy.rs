@@ -53,7 +53,20 @@ pub(super) fn run(context: &mut Context<'_>, verb: Policy) -> Outcome {
                 Some(policy) => format!("policy applied, rules: {}", policy.rules.len()),
                 None => "policy as in the configuration file".to_owned(),
             };
-            context.change(Request::PolicyApply { policy }, &done)
+            let notes = match context.call(Request::PolicyApply { policy })? {
+                Response::Done { changed, notes } if context.output.json => {
+                    context.output.object("change", &serde_json::json!({ "changed": changed, "notes": notes }))?;
+                    return Ok(exit::OK);
+                }
+                Response::Done { changed, notes } => {
+                    context.output.note(if changed { &done } else { "unchanged" })?;
+                    notes
+                }
+                other => return Err(unexpected(&other)),
+            };
+            // Warnings about rules that can never match, say.
+            notes.iter().try_for_each(|note| context.output.note(&format!("  {note}")))?;
+            Ok(exit::OK)
         }
         Policy::Test { from, to, protocol, source_port, local: _ } => {
             test(context, packet(from, to, &protocol, source_port)?)
@@ -131,12 +144,13 @@ fn test(context: &mut Context<'_>, test: PolicyTest) -> Outcome {
         Verdict::Deny => "deny",
         Verdict::Reject => "reject",
     };
-    let by = match rule {
-        Some(rule) => format!("rule {}: {}", rule.number, rule.rule),
-        None => "no rule".to_owned(),
-    };
-    context.output.line(&format!("{word} by {by}"))?;
-    context.output.line(&format!("  why   {reason}"))?;
+    match rule {
+        Some(rule) => {
+            context.output.line(&format!("{word} by rule {}: {}", rule.number, rule.rule))?;
+            context.output.line(&format!("  why   {reason}"))?;
+        }
+        None => context.output.line(&format!("{word}: {reason}"))?,
+    }
     for (name, owner) in [("from", from_owner), ("to", to_owner)] {
         if let Some(owner) = owner {
             context.output.line(&format!("  {name:<5} {owner}"))?;
