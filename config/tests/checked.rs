@@ -234,6 +234,24 @@ fn plain_default_needs_trust_for_every_member_without_its_own() {
 }
 
 #[test]
+fn more_than_a_gossip_record_holds_is_refused() {
+    let list = |texts: Vec<String>| texts.iter().map(|text| format!("\"{text}\"")).collect::<Vec<_>>().join(", ");
+    for (from, entry, most) in [
+        ("\"192.168.7.0/24\"", "192.168.N.0/24", 46),
+        ("\"192.0.2.1:51821\"", "192.0.2.N:51821", 8),
+        ("\"10.42.1.0/24\", \"fd42:0:0:1::/64\"", "10.42.N.0/24", 16),
+    ] {
+        let text = |count: usize| {
+            let entries = (101..101 + count).map(|number| entry.replace('N', &number.to_string())).collect();
+            full().replacen(from, &list(entries), 1)
+        };
+        assert!(Config::parse(&text(most), "f").is_ok(), "{entry}: {most} fit");
+        let problems = problems(&text(most + 1)).to_string();
+        assert!(problems.contains(&format!("at most {most}")), "{problems}");
+    }
+}
+
+#[test]
 fn default_route_through_a_foreign_peer_is_not_a_loop() {
     let text = full().replace("allowed_ips = [\"10.99.0.0/24\"]", "allowed_ips = [\"0.0.0.0/0\", \"::/0\"]");
     assert!(Config::parse(&text, "f").is_ok());

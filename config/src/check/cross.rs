@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use overlay_wire::gossip::body::{MAX_ENDPOINTS, MAX_HOST_PREFIXES, MAX_ROUTES_PER_RECORD};
 use overlay_wire::{Encapsulation, Prefix};
 
 use super::{Checker, Parts};
@@ -12,12 +13,26 @@ use crate::types::{ForeignKind, Plumbing};
 
 impl Checker {
     pub(super) fn cross_checks(&mut self, parts: &Parts, plumbing: &Plumbing) {
+        self.bounds(parts);
         self.prefixes(parts);
         self.names(parts);
         self.loops(parts);
         self.plain(parts);
         self.foreign(parts);
         self.kernel_numbers(plumbing);
+    }
+
+    /// What this host says about itself fits its gossip records.
+    fn bounds(&mut self, parts: &Parts) {
+        for (key, count, most) in [
+            ("node.prefixes", parts.node.prefixes.len(), MAX_HOST_PREFIXES),
+            ("node.announce", parts.node.announce.len(), MAX_ROUTES_PER_RECORD),
+            ("node.endpoints", parts.node.endpoints.len(), MAX_ENDPOINTS),
+        ] {
+            if count > most {
+                self.problem(key, format!("{count} entries do not fit a gossip record"), &format!("at most {most}"));
+            }
+        }
     }
 
     /// Own prefixes lie inside the pool, apart from each other, and have room for containers.
