@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use overlay_dataplane::Verdict;
+use overlay_wire::checksum;
 use overlay_wire::gre::GreHeader;
 use overlay_wire::ipip::{self, Outer};
-use overlay_wire::offload::VnetHeader;
 use overlay_wire::offload::coalesce::{Coalescer, Joining, Trust};
+use overlay_wire::offload::{GsoKind, Segments, VnetHeader};
 use overlay_wire::packet::Headers;
 use overlay_wire::{Encapsulation, PeerIndex, ecn};
 
@@ -31,9 +32,9 @@ const RAW_MESSAGES: usize = 64;
 /// Largest UDP message.
 const UDP_BUFFER: usize = 65_535;
 /// Room for the inner packets of one batch.
-const ARENA: usize = (UDP_MESSAGES + 1) * UDP_BUFFER;
-/// Outer IPv4 header with options, GRE header with all fields.
-const PLAIN_OVERHEAD: usize = 60 + 16;
+const ARENA: usize = (RAW_MESSAGES + 1) * RAW_BUFFER;
+/// Largest message of a raw socket: the kernel's receive offload joins the TCP segments inside IPIP and GRE packets.
+const RAW_BUFFER: usize = 65_535;
 
 /// The receiving half of a worker.
 pub(super) struct Inbound {
@@ -42,6 +43,7 @@ pub(super) struct Inbound {
     raw: Vec<(Arc<OwnedFd>, Family, RawProtocol)>,
     udp_batch: ReceiveBatch,
     raw_batch: ReceiveBatch,
+    mtu: usize,
     arena: Box<[u8]>,
     used: usize,
     coalescer: Coalescer,
@@ -49,14 +51,13 @@ pub(super) struct Inbound {
 
 impl Inbound {
     pub(super) fn new(shared: SharedRef, sockets: ReceiveSockets, mtu: usize) -> Self {
-        // A cut datagram is dropped; twice the MTU takes packets of peers with a larger one.
-        let raw_buffer = (2 * mtu + PLAIN_OVERHEAD).max(4096);
         Self {
             shared,
             udp: sockets.udp,
             raw: sockets.raw,
             udp_batch: ReceiveBatch::new(UDP_MESSAGES, UDP_BUFFER),
-            raw_batch: ReceiveBatch::new(RAW_MESSAGES, raw_buffer),
+            raw_batch: ReceiveBatch::new(RAW_MESSAGES, RAW_BUFFER),
+            mtu,
             arena: vec![0; ARENA].into_boxed_slice(),
             used: 0,
             coalescer: Coalescer::new(),
@@ -162,6 +163,12 @@ impl Inbound {
             return;
         }
         self.used = start + usize::from(headers.total_len);
+        if trust == Trust::Unverified && usize::from(headers.total_len) > self.mtu && joined_by_kernel(packet, &headers)
+        {
+            let segment = self.mtu.saturating_sub(headers.payload_offset());
+            self.coalescer.push_joined(start, &headers, peer.0, segment);
+            return;
+        }
         self.coalescer.push(&self.arena, start, &headers, peer.0, joining, trust);
     }
 
@@ -229,6 +236,15 @@ impl Inbound {
     }
 }
 
+/// Whether the kernel's receive offload joined this TCP packet from several: it then leaves the pseudo-header sum in the
+/// checksum field, having verified each (`tcp4_gro_complete`).
+fn joined_by_kernel(packet: &[u8], headers: &Headers) -> bool {
+    let at = usize::from(headers.l4_offset) + 16;
+    let length = headers.total_len - headers.l4_offset;
+    let pseudo = checksum::pseudo_header(headers.src, headers.dst, headers.protocol, length);
+    headers.tcp().is_some() && packet.get(at..at + 2) == Some(&pseudo.to_be_bytes()[..])
+}
+
 fn copy(datagram: &[u8], message: &Received<'_>) -> Datagram {
     Datagram { from: message.from, local: message.local, bytes: datagram.into() }
 }
@@ -269,7 +285,7 @@ impl Worker {
                     self.inbound.take_udp(snapshot, &mut held, &message, joining, now);
                 }
                 release(&mut held);
-                self.deliver_batch(snapshot, now);
+                self.deliver_batch(snapshot, joining, now);
                 total += count;
             }
             self.inbound.udp_batch = batch;
@@ -285,7 +301,7 @@ impl Worker {
                     self.inbound.take_raw(snapshot, &mut held, &message, (family, protocol), joining, now);
                 }
                 release(&mut held);
-                self.deliver_batch(snapshot, now);
+                self.deliver_batch(snapshot, joining, now);
                 total += count;
             }
             self.inbound.raw_batch = batch;
@@ -294,7 +310,7 @@ impl Worker {
     }
 
     /// Decides and writes the packets and super-packets of a batch.
-    fn deliver_batch(&mut self, snapshot: &Snapshot, now: Instant) {
+    fn deliver_batch(&mut self, snapshot: &Snapshot, joining: Joining, now: Instant) {
         let mut arena = std::mem::take(&mut self.inbound.arena);
         let coalescer = std::mem::take(&mut self.inbound.coalescer);
         for entry in coalescer.entries() {
@@ -309,7 +325,11 @@ impl Worker {
                         continue;
                     }
                     let header = entry.finish(&mut arena);
-                    self.write_entry(&header, &arena, entry.first(), entry.payloads());
+                    if header.gso != GsoKind::None && joining == Joining::Off {
+                        self.write_cut(&header, &arena[entry.first()]);
+                    } else {
+                        self.write_entry(&header, &arena, entry.first(), entry.payloads());
+                    }
                 }
                 Verdict::DropWithReply(_) => {
                     let reply = std::mem::take(&mut self.reply);
@@ -344,6 +364,21 @@ impl Worker {
             *part = IoSlice::new(&arena[*at..at + len]);
         }
         self.write_device(header, &parts[..=payloads.len()]);
+    }
+
+    /// Cuts a super-packet that the kernel joined for a device that takes none.
+    fn write_cut(&mut self, header: &VnetHeader, packet: &[u8]) {
+        let segments = Headers::parse(packet).ok().and_then(|headers| Segments::new(packet, &headers, header).ok());
+        let Some(segments) = segments else {
+            self.shared.counters.add(PathDrop::Offload, 1);
+            return;
+        };
+        let mut buffer = std::mem::take(&mut self.fragment_buffer);
+        for index in 0..segments.count() {
+            let len = segments.emit(index, &mut buffer);
+            self.write_device(&VnetHeader::default(), &[IoSlice::new(&buffer[..len])]);
+        }
+        self.fragment_buffer = buffer;
     }
 
     /// Takes the answer to one of our data-path probes; whether it was one.

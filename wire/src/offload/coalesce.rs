@@ -160,6 +160,19 @@ impl Coalescer {
         self.start_entry(start, headers, tag, open);
     }
 
+    /// Adds a TCP super-packet that the kernel joined already (its receive offload looks into IPIP and GRE) and verified.
+    /// Where its segments began is not known any more: it will be cut anew at `segment_payload` bytes, which TCP does
+    /// not mind.
+    pub fn push_joined(&mut self, start: usize, headers: &Headers, tag: u32, segment_payload: usize) {
+        if let Some(at) = self.find(headers, tag) {
+            self.entries[at].open = false;
+        }
+        self.start_entry(start, headers, tag, false);
+        let entry = &mut self.entries[self.used - 1];
+        entry.gso_size = segment_payload.max(1);
+        entry.segments = headers.payload_len().div_ceil(entry.gso_size).max(1) as u32;
+    }
+
     fn find(&self, headers: &Headers, tag: u32) -> Option<usize> {
         let entries = &self.entries[..self.used];
         let from = entries.len().saturating_sub(OPEN_FLOWS);

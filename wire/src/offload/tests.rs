@@ -196,6 +196,23 @@ fn batch_is_reused_without_old_entries() {
     assert!(batch.entries().is_empty());
 }
 
+#[test]
+fn packet_joined_by_the_kernel_is_cut_anew() {
+    let data = payload(3000);
+    let whole = tcp(true, 9, &data, true);
+    let mut arena = whole.clone();
+    // The kernel leaves the pseudo-header sum.
+    arena[36..38].fill(0);
+    let headers = Headers::parse(&arena).expect("a valid packet");
+    let mut batch = Coalescer::new();
+    batch.push_joined(0, &headers, 0, 1000);
+    assert_eq!(batch.entries()[0].segments, 3);
+    let (mut packet, vnet) = super_packet(&mut arena, &batch, 0);
+    assert_eq!((vnet.gso, vnet.gso_size), (GsoKind::TcpV4, 1000));
+    complete_checksum(&mut packet, &vnet).expect("inside the packet");
+    assert_eq!(packet, whole);
+}
+
 proptest! {
     #[test]
     fn cut_and_joined_is_the_same(ipv4 in any::<bool>(), is_tcp in any::<bool>(), len in 1usize..20_000,
