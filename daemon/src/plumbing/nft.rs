@@ -96,7 +96,7 @@ fn raw_chains(text: &mut String, config: &PlumbingConfig) {
         "}".to_owned(),
         "chain from_container {".to_owned(),
         "  ip6 saddr fe80::/10 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } notrack accept".to_owned(),
-        "  icmpv6 type { nd-router-solicit, nd-router-advert, nd-redirect } drop".to_owned(),
+        "  icmpv6 type { nd-router-solicit, nd-router-advert, nd-redirect } counter drop comment \"router messages of a container\"".to_owned(),
         "  meta nfproto ipv4 iifname . ip saddr != @bound4 counter drop comment \"source not bound to this interface\"".to_owned(),
         "  meta nfproto ipv6 iifname . ip6 saddr != @bound6 counter drop comment \"source not bound to this interface\""
             .to_owned(),

@@ -296,7 +296,7 @@ fn container_packets_cross_the_tun_and_host_packets_do_not() {
 }
 
 #[test]
-fn container_cannot_spoof_encapsulate_or_reach_host_ports() {
+fn container_cannot_spoof_encapsulate_advertise_or_reach_host_ports() {
     on_host(|config| async move {
         let mut plumber = Plumber::open(config).unwrap();
         let _bounce = Bounce::start();
@@ -313,6 +313,15 @@ fn container_cannot_spoof_encapsulate_or_reach_host_ports() {
         assert!(!one.succeeds("ping -c 1 -W 1 -I fd42:0:0:1::77 fd42:0:0:1::5"));
         let dropped = sh("nft list chain inet overlay from_container");
         assert!(!dropped.contains("@bound4 counter packets 0 "), "{dropped}");
+        // Tunnels and router advertisements of its own end there as well.
+        let raw = |code: &str| one.sh(&format!("python3 -c \"from socket import *; {code}\""));
+        raw("socket(AF_INET, SOCK_RAW, 4).sendto(b'x' * 40, ('10.42.1.5', 0))");
+        raw("socket(AF_INET, SOCK_DGRAM).sendto(b'x', ('10.42.1.5', 51821))");
+        raw("socket(AF_INET6, SOCK_RAW, 58).sendto(bytes([134]) + bytes(15), ('ff02::1%eth0', 0))");
+        let rules = sh("nft list chain inet overlay from_container");
+        let counted = |what: &str| rules.lines().filter(|l| l.contains(what) && !l.contains("packets 0 ")).count();
+        assert_eq!(counted("encapsulation by a container"), 2, "{rules}");
+        assert_eq!(counted("router messages of a container"), 1, "{rules}");
         // ARP for a foreign address teaches the host nothing.
         let neighbours = run("ip neigh show 10.42.1.77").1;
         assert!(!neighbours.contains("lladdr"), "{neighbours}");
