@@ -30,16 +30,8 @@ pub struct Change {
 }
 
 /// Keys whose change takes effect at a reload: the key itself, or everything below one that ends in `.` or `[`.
-const LIVE: &[&str] = &[
-    "node.announce",
-    "node.endpoints",
-    "overlay.encapsulation",
-    "overlay.trusted_underlay",
-    "member[",
-    "peer[",
-    "policy.",
-    "log.level",
-];
+const LIVE: &[&str] =
+    &["node.announce", "node.endpoints", "overlay.encapsulation", "member[", "peer[", "policy.", "log.level"];
 
 /// When a change of `key` takes effect.
 #[must_use]

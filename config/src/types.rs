@@ -3,11 +3,11 @@
 //! Values of these types satisfy the cross checks of this crate when they come from [`Config::parse`] or
 //! [`Config::load`].
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+pub use overlay_wire::gossip::Grant;
 use overlay_wire::policy::PolicySet;
 use overlay_wire::{Encapsulation, Mtu, Prefix};
 use serde::{Deserialize, Serialize};
@@ -181,77 +181,6 @@ impl ForeignKind {
         match self {
             Self::Wireguard { endpoint, .. } => endpoint.map(|endpoint| endpoint.ip()),
             Self::Gre { endpoint, .. } | Self::Ipip { endpoint } => Some(*endpoint),
-        }
-    }
-}
-
-/// What a member may announce: a prefix, and anything inside it up to a longest length.
-///
-/// Text form: `10.42.2.0/24` (that prefix alone) or `10.42.0.0/16 max 24`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Grant {
-    /// The prefix granted.
-    pub prefix: Prefix,
-    /// The longest prefix length accepted inside it; at least the prefix's own.
-    pub max_len: u8,
-}
-
-impl Grant {
-    /// Whether an announcement of `prefix` counts under this grant.
-    #[must_use]
-    pub fn permits(&self, prefix: &Prefix) -> bool {
-        self.prefix.covers(prefix) && prefix.len() <= self.max_len
-    }
-}
-
-/// The text is not a grant.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum GrantError {
-    /// The prefix is refused.
-    #[error(transparent)]
-    Prefix(#[from] overlay_wire::prefix::PrefixError),
-    /// What follows the prefix is not `max LENGTH`.
-    #[error("`{0}` is not a grant")]
-    Syntax(String),
-    /// The longest length is shorter than the prefix or longer than the family.
-    #[error("max {max} does not fit {prefix}")]
-    Length {
-        /// The prefix given.
-        prefix: Prefix,
-        /// The length given.
-        max: u32,
-    },
-}
-
-impl FromStr for Grant {
-    type Err = GrantError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let syntax = || GrantError::Syntax(text.chars().take(64).collect());
-        let mut words = text.split_ascii_whitespace();
-        let prefix: Prefix = words.next().ok_or_else(syntax)?.parse()?;
-        let max_len = match (words.next(), words.next(), words.next()) {
-            (None, ..) => prefix.len(),
-            (Some("max"), Some(len), None) if len.bytes().all(|b| b.is_ascii_digit()) && len.len() <= 3 => {
-                let max: u32 = len.parse().map_err(|_| syntax())?;
-                let bits = if prefix.is_ipv4() { 32 } else { 128 };
-                match u8::try_from(max) {
-                    Ok(len) if len >= prefix.len() && len <= bits => len,
-                    _ => return Err(GrantError::Length { prefix, max }),
-                }
-            }
-            _ => return Err(syntax()),
-        };
-        Ok(Self { prefix, max_len })
-    }
-}
-
-impl fmt::Display for Grant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.max_len == self.prefix.len() {
-            write!(f, "{}", self.prefix)
-        } else {
-            write!(f, "{} max {}", self.prefix, self.max_len)
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -15,7 +15,7 @@ use overlay_control::ApiError;
 use overlay_dataplane::Conntrack;
 use overlay_routing::gossip::{GossipCounters, MemberView};
 use overlay_routing::identity::IdentityPublic;
-use overlay_routing::rib::Rib;
+use overlay_routing::rib::{ClaimSource, Rib};
 use overlay_wire::gossip::RouteVerdict;
 use overlay_wire::{HostId, Mtu, PeerIndex, Prefix};
 use parking_lot::Mutex;
@@ -99,6 +99,10 @@ pub struct Core {
     pub offload: crate::device::Offload,
     /// The CLI layer's file may be written by one change at a time.
     pub layer_lock: tokio::sync::Mutex<()>,
+    /// Whether start-up was complete once.
+    pub was_ready: AtomicBool,
+    /// The text of the file in force: changes of the command line are laid over it, not over later edits.
+    pub file_text: Mutex<String>,
     peers: DashMap<PeerKind, Arc<Peer>>,
     order: Mutex<PeerOrder>,
     revision: AtomicU64,
@@ -141,6 +145,8 @@ pub struct CoreParts {
     pub offload: crate::device::Offload,
     /// See [`Core`].
     pub events: EventLog,
+    /// See [`Core`].
+    pub file_text: String,
 }
 
 impl Core {
@@ -166,6 +172,8 @@ impl Core {
             kernel_tunnels: parts.kernel_tunnels,
             offload: parts.offload,
             layer_lock: tokio::sync::Mutex::default(),
+            was_ready: AtomicBool::new(false),
+            file_text: Mutex::new(parts.file_text),
             peers: DashMap::new(),
             order: Mutex::default(),
             revision: AtomicU64::new(0),
@@ -202,6 +210,12 @@ impl Core {
     #[must_use]
     pub fn all_peers(&self) -> Vec<Arc<Peer>> {
         self.order.lock().all.clone()
+    }
+
+    /// The prefixes behind this host that no other owner's prefix overlaps.
+    #[must_use]
+    pub fn announced_in_use(&self, rib: &Rib) -> Vec<Prefix> {
+        rib.best().filter(|claim| claim.source == ClaimSource::OwnAnnouncement).map(|claim| claim.prefix).collect()
     }
 
     /// The next revision of the packet path's tables.

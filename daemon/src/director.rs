@@ -12,7 +12,7 @@ use overlay_control::{ApiError, Code};
 use overlay_dataplane::RuleEvent;
 use overlay_routing::gossip::{ForeignPrefixes, Gossip, GossipEvent, OwnHost, StaticMember};
 use overlay_routing::identity::IdentityPublic;
-use overlay_wire::gossip::{Grant, RouteAnnouncement};
+use overlay_wire::gossip::RouteAnnouncement;
 use overlay_wire::{HostId, Prefix};
 use tokio::sync::mpsc;
 
@@ -173,6 +173,7 @@ impl Director {
             self.gossip.set_plain_status(*host, *status, now);
         }
         core.shared.snapshot.store(Arc::new(rebuilt.snapshot));
+        let announced = core.announced_in_use(&rib);
         core.view.store(Arc::new(View {
             verdicts: self.gossip.announced_verdicts(),
             observed: self.gossip.observed_addresses().into_iter().collect(),
@@ -180,7 +181,7 @@ impl Director {
             rib,
             members,
         }));
-        let learned = LearnedRoutes { remote: rebuilt.remote, announced: config.node.announce.clone() };
+        let learned = LearnedRoutes { remote: rebuilt.remote, announced };
         if self.learned.as_ref() != Some(&learned) && core.plumbing.try_set_routes(learned.clone()) {
             self.learned = Some(learned);
         }
@@ -245,8 +246,9 @@ impl Director {
                 let _ = done.send(self.apply(*config));
             }
             Change::Reload(done) => {
+                let text = std::fs::read_to_string(&self.core.config_path).unwrap_or_default();
                 let outcome = match Config::load(&self.core.config_path) {
-                    Ok(config) => self.apply(config),
+                    Ok(config) => self.apply(config).inspect(|_| *self.core.file_text.lock() = text),
                     Err(problems) => Err(ApiError::new(
                         Code::Config,
                         "the configuration was not reloaded",
@@ -268,6 +270,7 @@ impl Director {
     /// Puts a configuration in force whole, or refuses it whole.
     fn apply(&mut self, next: Config) -> Result<Vec<overlay_config::Change>, ApiError> {
         let now = Instant::now();
+        crate::start::check_identities(&next)?;
         let changes = overlay_config::diff(&self.core.config.load(), &next);
         let restart: Vec<&str> = changes
             .iter()
@@ -300,6 +303,9 @@ impl Director {
         }
         self.gossip.set_foreign(foreign_prefixes(&next), now);
         self.endpoints = endpoints;
+        if next.log.level != old.log.level {
+            crate::logging::set_level(next.log.level);
+        }
         self.core.config.store(Arc::new(next));
         self.drain(true);
         Ok(changes)
@@ -424,7 +430,7 @@ pub fn static_members(config: &Config) -> Vec<StaticMember> {
                 name: member.name.clone(),
                 identity: IdentityPublic::from_bytes(&member.identity.0).ok()?,
                 endpoints: member.endpoint.into_iter().collect(),
-                allow: member.allow.iter().filter_map(|grant| grant.to_string().parse::<Grant>().ok()).collect(),
+                allow: member.allow.clone(),
             })
         })
         .collect()

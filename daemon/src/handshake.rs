@@ -14,6 +14,7 @@ use crate::shared::{Datagram, HandshakeMessage, SharedRef};
 use crate::snapshot::{PathPeer, Snapshot};
 use crate::underlay::{Destination, SendBatch};
 use crate::wireguard::{Admission, DATA_OVERHEAD, Front, HANDSHAKE_MAX, Keys, PublicKeyBytes};
+use crate::worker::inner_mtu;
 
 /// How often every tunnel's timers run; the engine wants at most 250 ms.
 const TICK: Duration = Duration::from_millis(200);
@@ -71,8 +72,9 @@ impl HandshakeThread {
             if now >= next_tick {
                 next_tick = now + TICK;
                 let shared = self.shared.clone();
-                for path in &shared.snapshot.load().peers {
-                    self.tick(path, now);
+                let snapshot = shared.snapshot.load();
+                for path in &snapshot.peers {
+                    self.tick(&snapshot, path, now);
                 }
             }
             self.flush();
@@ -113,17 +115,18 @@ impl HandshakeThread {
         }
         if outcome.established {
             tracing::debug!(peer = %path.peer.name, endpoint = %datagram.from, "session established");
-            self.send_held(path, &mut state, now);
+            let mtu = inner_mtu(snapshot, path.peer.index);
+            self.send_held(path, mtu, &mut state, now);
         }
     }
 
     /// Sends what waited for the session.
-    fn send_held(&mut self, path: &PathPeer, state: &mut PeerState, now: Instant) {
+    fn send_held(&mut self, path: &PathPeer, inner_mtu: usize, state: &mut PeerState, now: Instant) {
         let Some(destination) = state.path else { return };
         let (mut packets, mut bytes) = (0, 0);
         while let Some(mut packet) = state.next_held(now) {
             let len = packet.len();
-            packet.resize(len.next_multiple_of(16), 0);
+            packet.resize(len.next_multiple_of(16).min(inner_mtu.max(len)), 0);
             let Some(tunnel) = state.tunnel.as_mut() else { return };
             let Ok(sealed) = tunnel.seal(&packet, &mut self.sealed) else { return };
             push(&mut self.batch, &self.sockets, &self.sealed[..sealed], &destination);
@@ -146,7 +149,7 @@ impl HandshakeThread {
         let state = &mut *state;
         let (Some(tunnel), Some(destination)) = (state.tunnel.as_mut(), state.path) else { return };
         if tunnel.has_session() {
-            self.send_held(path, state, now);
+            self.send_held(path, inner_mtu(snapshot, path.peer.index), state, now);
             return;
         }
         let mut out = [0; HANDSHAKE_MAX];
@@ -155,7 +158,7 @@ impl HandshakeThread {
         }
     }
 
-    fn tick(&mut self, path: &PathPeer, now: Instant) {
+    fn tick(&mut self, snapshot: &Snapshot, path: &PathPeer, now: Instant) {
         let mut state = path.peer.state.lock();
         let state = &mut *state;
         let (Some(tunnel), Some(destination)) = (state.tunnel.as_mut(), state.path) else { return };
@@ -165,7 +168,7 @@ impl HandshakeThread {
         }
         // A responder learns only with the first data packet that it may send.
         if tunnel.has_session() {
-            self.send_held(path, state, now);
+            self.send_held(path, inner_mtu(snapshot, path.peer.index), state, now);
         }
     }
 

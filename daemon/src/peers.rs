@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use overlay_wire::gre::ReceiveSequence;
 use overlay_wire::{HostId, PeerIndex};
 use parking_lot::Mutex;
 
@@ -37,6 +38,23 @@ struct Pending {
     bytes: Vec<u8>,
 }
 
+/// What a tunnel is built from besides the peer's key; a change builds it anew.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct TunnelSettings {
+    /// The preshared key.
+    pub preshared: Option<[u8; 32]>,
+    /// Seconds between keepalives.
+    pub keepalive: Option<u16>,
+    /// The configured address.
+    pub endpoint: Option<SocketAddr>,
+}
+
+impl std::fmt::Debug for TunnelSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TunnelSettings").field("keepalive", &self.keepalive).finish_non_exhaustive()
+    }
+}
+
 /// What changes with packets, under the peer's lock.
 #[derive(Debug, Default)]
 pub struct PeerState {
@@ -44,12 +62,14 @@ pub struct PeerState {
     pub tunnel: Option<Tunnel>,
     /// The key the tunnel was built for.
     pub public_key: Option<PublicKeyBytes>,
+    /// What else it was built from.
+    pub settings: TunnelSettings,
     /// Where the peer's WireGuard datagrams go.
     pub path: Option<Destination>,
     /// Next sequence number of a GRE peer that has them.
     pub gre_sequence: u32,
-    /// Highest sequence number received from such a peer, if any was.
-    pub gre_received: Option<u32>,
+    /// What sequence numbers were received from such a peer.
+    pub gre_received: ReceiveSequence,
     pending: VecDeque<Pending>,
 }
 

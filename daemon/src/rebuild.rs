@@ -14,7 +14,7 @@ use overlay_wire::gossip::PlainStatus;
 use overlay_wire::{Encapsulation, HostId, Mtu, PeerIndex, Prefix};
 
 use crate::core::Core;
-use crate::peers::{Peer, PeerKind};
+use crate::peers::{Peer, PeerKind, TunnelSettings};
 use crate::sizes;
 use crate::snapshot::{GreOptions, PathPeer, Snapshot};
 use crate::underlay::Destination;
@@ -83,7 +83,7 @@ struct Builder<'a> {
     config: &'a Config,
     paths: HashMap<PeerIndex, PathPeer>,
     infos: HashMap<PeerIndex, PeerInfo>,
-    by_source: HashMap<IpAddr, PeerIndex>,
+    by_source: HashMap<(IpAddr, Encapsulation), PeerIndex>,
     plain: BTreeMap<HostId, PlainStatus>,
     owners: HashMap<Owner, PeerIndex>,
 }
@@ -103,7 +103,7 @@ impl Builder<'_> {
         let endpoint = view.validated_source.or(view.endpoint);
         let route = endpoint.and_then(|endpoint| self.route(endpoint));
         if let Some(record) = &view.host_record {
-            self.tunnel(&peer, &record.wireguard_key, endpoint, None, None);
+            self.tunnel(&peer, &record.wireguard_key, endpoint, TunnelSettings::default());
         }
         let asked = input.config.encapsulation.unwrap_or(self.config.overlay.encapsulation);
         let (ours, plain_to) = self.judge_plain(asked, view, route, shared_sources);
@@ -123,8 +123,8 @@ impl Builder<'_> {
         };
         // What the other end will use once it hears that we accept: the stronger of both, as it computes it too.
         let accepts_plain = plain_kind.filter(|_| plain_to.is_some());
-        if let (Some(_), Some(destination)) = (accepts_plain, plain_to) {
-            self.by_source.insert(destination.to.ip(), peer.index);
+        if let (Some(kind), Some(destination)) = (accepts_plain, plain_to) {
+            self.by_source.insert((destination.to.ip(), kind), peer.index);
         }
         let theirs_mtu = view.host_record.as_ref().map(|record| record.mtu);
         let inner = self.inner_mtu(encapsulation, endpoint, route, &gre, theirs_mtu);
@@ -190,7 +190,8 @@ impl Builder<'_> {
                     });
                 // Never without the preshared key that the file asks for.
                 if preshared.is_some() || preshared_key_file.is_none() {
-                    self.tunnel(&peer, &public_key.0, endpoint, preshared, *persistent_keepalive);
+                    let settings = TunnelSettings { preshared, keepalive: *persistent_keepalive, endpoint };
+                    self.tunnel(&peer, &public_key.0, endpoint, settings);
                 }
             }
             ForeignKind::Gre { endpoint, .. } | ForeignKind::Ipip { endpoint } => {
@@ -198,7 +199,7 @@ impl Builder<'_> {
                 if self.trusted(*endpoint) && local_trusted && self.core.kernel_tunnels.is_empty() {
                     let source = route.map(|route| route.source);
                     plain = Some(Destination { to: SocketAddr::new(*endpoint, 0), source, tos: 0 });
-                    self.by_source.insert(*endpoint, peer.index);
+                    self.by_source.insert((*endpoint, encapsulation), peer.index);
                 }
             }
         }
@@ -208,25 +209,21 @@ impl Builder<'_> {
         self.add(peer, &foreign.name, false, inner, encapsulation, accepts_plain, plain, gre);
     }
 
-    fn tunnel(
-        &self,
-        peer: &Peer,
-        public_key: &[u8; 32],
-        endpoint: Option<SocketAddr>,
-        preshared: Option<[u8; 32]>,
-        keepalive: Option<u16>,
-    ) {
+    /// Builds a peer's tunnel, or keeps the one it has when nothing it was built from changed.
+    fn tunnel(&self, peer: &Peer, public_key: &[u8; 32], found: Option<SocketAddr>, settings: TunnelSettings) {
         let mut state = peer.state.lock();
-        if state.public_key.as_ref() != Some(public_key) {
+        if state.public_key.as_ref() != Some(public_key) || state.settings != settings {
             if is_low_order(public_key) {
                 tracing::error!(peer = %peer.name, "the peer's WireGuard key is a low-order point; no tunnel");
                 return;
             }
+            let (preshared, keepalive) = (settings.preshared, settings.keepalive);
             state.tunnel = Some(Tunnel::new(&self.core.keys, public_key, preshared, keepalive, peer.receiver));
             state.public_key = Some(*public_key);
+            state.settings = settings;
             state.path = None;
         }
-        if let (None, Some(to)) = (state.path, endpoint) {
+        if let (None, Some(to)) = (state.path, found) {
             state.path = Some(Destination { to, source: None, tos: 0 });
         }
     }
@@ -290,7 +287,7 @@ impl Builder<'_> {
                     host: self.core.host_addresses.clone(),
                     prefixes: self.config.node.prefixes.clone(),
                     pool: self.config.overlay.pool.clone(),
-                    announced: self.config.node.announce.clone(),
+                    announced: self.core.announced_in_use(rib),
                 },
             },
             by_source: std::mem::take(&mut self.by_source),

@@ -47,8 +47,8 @@ pub struct Snapshot {
     pub peers: Vec<PathPeer>,
     /// 24-bit receiver index to peer.
     pub by_receiver: HashMap<u32, PeerIndex>,
-    /// Outer source of plain packets to peer; only validated, unique sources stand here.
-    pub by_source: HashMap<IpAddr, PeerIndex>,
+    /// Outer source and kind of plain packets to peer; only validated, unique sources stand here.
+    pub by_source: HashMap<(IpAddr, Encapsulation), PeerIndex>,
 }
 
 impl Snapshot {

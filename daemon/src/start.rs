@@ -66,14 +66,34 @@ pub fn run(config_path: &Path) -> Result<(), ApiError> {
 /// # Errors
 /// With every problem found.
 pub fn load(path: &Path) -> Result<Config, ApiError> {
-    Config::load(path).map_err(|problems| {
+    let config = Config::load(path).map_err(|problems| {
         ApiError::new(
             Code::Config,
             format!("{} cannot be used", path.display()),
             problems.to_string(),
             "correct the lines named and try again; overlayd --check FILE checks without starting",
         )
-    })
+    })?;
+    check_identities(&config)?;
+    Ok(config)
+}
+
+/// Refuses member identities that are 32 bytes but no Ed25519 key.
+///
+/// # Errors
+/// With the first such member.
+pub fn check_identities(config: &Config) -> Result<(), ApiError> {
+    for member in &config.members {
+        if let Err(error) = overlay_routing::identity::IdentityPublic::from_bytes(&member.identity.0) {
+            return Err(ApiError::new(
+                Code::Config,
+                format!("member[{}].identity is not an identity", member.name),
+                error.to_string(),
+                format!("take what `overlayctl key public` prints on {}", member.name),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn internal(what: &str, error: impl std::fmt::Display) -> ApiError {
@@ -310,6 +330,8 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), ApiError> {
     if crate::device::has_carrier(&device.name) {
         return Err(device_error(DeviceError::Busy { name: device.name }));
     }
+    let server =
+        Server::bind(&config.paths.socket, Access::new(crate::device::own_uid())).map_err(|error| error.to_api())?;
     let queue = Queue::open(&device, QueueIndex(0)).map_err(device_error)?;
     let offload = queue.offload();
 
@@ -319,8 +341,11 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), ApiError> {
         tracing::warn!(code = problem.code, why = %problem.why, next = %problem.next, "{}", problem.what);
     }
     let kernel_tunnels = plumbing.kernel_tunnels().await.unwrap_or_default();
-    if wants_plain(&config) && !kernel_tunnels.is_empty() {
-        refuse_kernel_tunnels(&config, &kernel_tunnels)?;
+    if !kernel_tunnels.is_empty()
+        && let Err(error) = refuse_kernel_tunnels(&config, &kernel_tunnels)
+    {
+        undo(&queue, &plumbing).await;
+        return Err(error);
     }
 
     let (handshakes, handshake_messages) = crossbeam_channel::bounded::<HandshakeMessage>(HANDSHAKE_QUEUE);
@@ -356,14 +381,16 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), ApiError> {
         kernel_tunnels,
         offload,
         events: EventLog::default(),
+        file_text: std::fs::read_to_string(config_path).unwrap_or_default(),
         config: Arc::new(config),
     }));
-    let director = director(&core, identity, boot_epoch, &sockets, datagrams, worker_events, changes)?;
-    let server = {
-        let config = core.config.load();
-        Server::bind(&config.paths.socket, Access::new(crate::device::own_uid())).map_err(|error| error.to_api())?
+    let director = match director(&core, identity, boot_epoch, &sockets, datagrams, worker_events, changes) {
+        Ok(director) => director,
+        Err(error) => {
+            undo(&queue, &plumbing).await;
+            return Err(error);
+        }
     };
-
     let worker_thread = {
         let parts = WorkerParts {
             device,
@@ -414,6 +441,14 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), ApiError> {
         None => Ok(()),
         Some(cause) => Err(internal("a part of the daemon ended on its own", cause)),
     }
+}
+
+/// Takes back what a start that failed has put on the host.
+async fn undo(queue: &Queue, plumbing: &PlumbingHandle) {
+    if let Err(error) = crate::device::clear_persistence(queue) {
+        tracing::warn!(cause = %error, "the TUN device stays");
+    }
+    stop_plumbing(plumbing).await;
 }
 
 async fn stop_plumbing(plumbing: &PlumbingHandle) {

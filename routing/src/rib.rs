@@ -92,6 +92,8 @@ pub enum Refusal {
 pub enum Rule {
     /// This host's own prefixes win on this host.
     OwnPrefixWins,
+    /// What this host announces gives way to prefixes that others own.
+    AnnouncementYields,
     /// A foreign peer's configured prefix wins over what a member takes from the same range.
     ConfigurationWins,
     /// An explicit grant beats a pool grant.
@@ -176,9 +178,10 @@ impl Claim {
             None => RouteVerdict::Accepted,
             Some(Refusal::OutsideAllow) => RouteVerdict::OutsideAllow,
             Some(Refusal::TooLong { .. }) => RouteVerdict::TooLong,
-            Some(Refusal::Lost { rule: Rule::OwnPrefixWins | Rule::ConfigurationWins, .. }) => {
-                RouteVerdict::LocalConfiguration
-            }
+            Some(Refusal::Lost {
+                rule: Rule::OwnPrefixWins | Rule::AnnouncementYields | Rule::ConfigurationWins,
+                ..
+            }) => RouteVerdict::LocalConfiguration,
             Some(Refusal::Lost { .. }) => RouteVerdict::Lost,
             Some(Refusal::Reserved) => RouteVerdict::Reserved,
             Some(Refusal::TooMany) => RouteVerdict::TooMany,

@@ -126,7 +126,7 @@ impl Checker {
         parts.overlay.pool.iter().for_each(|prefix| add(prefix, "overlay.pool".to_owned()));
         parts.node.announce.iter().for_each(|prefix| add(prefix, "node.announce".to_owned()));
         for member in &parts.members {
-            member.allow.iter().for_each(|grant| add(&grant.prefix, format!("member[{}].allow", member.name)));
+            member.allow.iter().for_each(|grant| add(&grant.prefix(), format!("member[{}].allow", member.name)));
         }
         for peer in &parts.peers {
             peer.allowed_ips.iter().for_each(|prefix| add(prefix, format!("peer[{}].allowed_ips", peer.name)));

@@ -38,7 +38,10 @@ impl Api {
             return Ok(false);
         }
         new.store(&path).map_err(|error| io_error(&error))?;
-        let outcome = match Config::load(&self.core.config_path) {
+        // Over the text in force: edits of the file that nobody reloaded stay out.
+        let file = self.core.file_text.lock().clone();
+        let (file_name, layer_name) = (self.core.config_path.display().to_string(), path.display().to_string());
+        let outcome = match Config::parse_layers(&file, &file_name, Some((&new.to_toml(), &layer_name))) {
             Ok(config) => {
                 let (done, outcome) = oneshot::channel();
                 let sent = self.core.changes.send(Change::Apply(Box::new(config), done)).await;
@@ -48,10 +51,15 @@ impl Api {
                 }
             }
             Err(problems) => Err(ApiError::new(
-                Code::Conflict,
-                "the change was refused",
-                problems.to_string(),
-                "change the file instead, or undo the earlier change",
+                Code::Config,
+                "the change was refused and nothing was changed",
+                problems
+                    .0
+                    .iter()
+                    .map(|problem| format!("{}: {}", problem.key, problem.what))
+                    .collect::<Vec<_>>()
+                    .join("; "),
+                problems.0.first().map(|problem| format!("give {}", problem.expected)).unwrap_or_default(),
             )),
         };
         if let Err(error) = outcome {

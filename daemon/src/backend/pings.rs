@@ -11,7 +11,6 @@ use rand_core::RngCore;
 
 use super::{Api, not_found};
 use crate::core::host_address;
-use crate::peers::PeerKind;
 use crate::probe;
 use crate::shared::WorkerCommand;
 
@@ -48,10 +47,6 @@ impl Api {
                 format!("see `overlayctl route why {address}`"),
             )
         })?;
-        let kind = match claim.owner {
-            Owner::Member(host) => Some(PeerKind::Member(host)),
-            _ => None,
-        };
         let status = self.peers().into_iter().find(|peer| peer.name == claim.name);
         let from =
             core.host_addresses.iter().copied().find(|own| own.is_ipv4() == address.is_ipv4()).ok_or_else(|| {
@@ -72,7 +67,6 @@ impl Api {
             replies: Vec::new(),
             done: false,
         };
-        let _ = kind;
         let number = core.shared.pings.begin(progress, id, count);
         let headers = if address.is_ipv4() { 28 } else { 48 };
         let payload = usize::from(size).saturating_sub(headers);

@@ -11,7 +11,9 @@ use super::{Api, done};
 impl Api {
     pub(super) fn policy_show(&self) -> Response {
         let config = self.core.config.load();
-        let origin = config.origins.of("policy.rules");
+        let written = ["policy.rules", "policy.default"].map(|key| config.origins.of(key));
+        let [rules, default] = written;
+        let origin = if rules.layer == OriginLayer::Default { default } else { rules };
         Response::Policy(PolicyView {
             policy: config.policy.clone(),
             revision: self.core.revision(),

@@ -1,6 +1,7 @@
 //! Status: this host, its peers with control and data apart, and every problem with why and next.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use overlay_config::PublicKey;
@@ -12,7 +13,7 @@ use overlay_control::frame::PROTOCOL_VERSION;
 use overlay_dataplane::Counters;
 use overlay_routing::gossip::{MemberState, MemberView};
 use overlay_routing::ownership::Owner;
-use overlay_wire::{Encapsulation, Prefix};
+use overlay_wire::{Encapsulation, Mtu, Prefix};
 
 use super::Api;
 use crate::device::Offload;
@@ -42,7 +43,19 @@ impl Api {
         Response::Ready { ready: missing.is_empty(), missing }
     }
 
+    /// What start-up still waits for; nothing once it was complete.
     fn missing(&self) -> Vec<String> {
+        let missing = self.missing_now();
+        if self.core.was_ready.load(Relaxed) {
+            return Vec::new();
+        }
+        if missing.is_empty() {
+            self.core.was_ready.store(true, Relaxed);
+        }
+        missing
+    }
+
+    fn missing_now(&self) -> Vec<String> {
         let now = Instant::now();
         let view = self.core.view.load();
         let mut missing = Vec::new();
@@ -134,6 +147,14 @@ impl Api {
                 next: "use a kernel from Linux 4.x on with TUN offloads, or set overlay.offload = false".to_owned(),
             });
         }
+        if core.mtu < Mtu::IPV6_MIN && config.node.prefixes.iter().any(|prefix| !prefix.is_ipv4()) {
+            problems.push(Problem {
+                code: "MTU_IPV6".to_owned(),
+                what: format!("the overlay's MTU of {} is too small for IPv6", core.mtu),
+                why: "IPv6 needs 1280 bytes everywhere (RFC 8200, section 5); larger packets are dropped".to_owned(),
+                next: "raise the underlay's MTU to 1360 or more, or use IPv4 prefixes only".to_owned(),
+            });
+        }
         for refused in core.view.load().rib.refused() {
             problems.push(Problem {
                 code: "CLAIM_REFUSED".to_owned(),
@@ -215,7 +236,6 @@ impl Api {
     }
 
     fn peer_status(&self, peer: &Peer, path: &PathPeer, now: Instant) -> PeerStatus {
-        use std::sync::atomic::Ordering::Relaxed;
         let state = peer.state.lock();
         let endpoint = match path.plain {
             Some(plain) => Some(plain.to.ip().to_string()),

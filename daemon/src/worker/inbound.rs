@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use overlay_dataplane::Verdict;
 use overlay_wire::checksum;
-use overlay_wire::gre::GreHeader;
+use overlay_wire::gre::{GreHeader, ReceiveSequence};
 use overlay_wire::ipip::{self, Outer};
 use overlay_wire::offload::coalesce::{Coalescer, Joining, Trust};
 use overlay_wire::offload::{GsoKind, Segments, VnetHeader};
@@ -188,7 +188,8 @@ impl Inbound {
         }
         // Before any look inside: is the sender a validated peer? (An IPv6 raw socket delivers the payload alone.)
         let source: IpAddr = message.from.ip();
-        let Some(index) = snapshot.by_source.get(&source).copied() else {
+        let kind = if protocol == RawProtocol::Gre { Encapsulation::Gre } else { Encapsulation::Ipip };
+        let Some(index) = snapshot.by_source.get(&(source, kind)).copied() else {
             self.shared.counters.add(PathDrop::UnknownSource, 1);
             return;
         };
@@ -203,8 +204,7 @@ impl Inbound {
             Family::V6 => (message.bytes, message.tos),
         };
         let Some(held) = hold(held, snapshot, index) else { return };
-        let expected = if protocol == RawProtocol::Gre { Encapsulation::Gre } else { Encapsulation::Ipip };
-        if held.path.accepts_plain != Some(expected) {
+        if held.path.accepts_plain != Some(kind) {
             self.shared.counters.add(PathDrop::WrongEncapsulation, 1);
             return;
         }
@@ -250,7 +250,7 @@ fn copy(datagram: &[u8], message: &Received<'_>) -> Datagram {
 }
 
 /// Checks and removes a GRE header.
-fn strip_gre<'a>(packet: &'a [u8], options: &GreOptions, received: &mut Option<u32>) -> Result<&'a [u8], PathDrop> {
+fn strip_gre<'a>(packet: &'a [u8], options: &GreOptions, received: &mut ReceiveSequence) -> Result<&'a [u8], PathDrop> {
     let (header, inner) = GreHeader::parse(packet).map_err(|_| PathDrop::GreHeader)?;
     let key_fits = header.key == options.key || (options.previous_key.is_some() && header.key == options.previous_key);
     if !key_fits {
@@ -262,10 +262,9 @@ fn strip_gre<'a>(packet: &'a [u8], options: &GreOptions, received: &mut Option<u
     // As Linux receives: a missing or older number is refused, a surplus one ignored.
     if options.sequence {
         let sequence = header.sequence.ok_or(PathDrop::GreHeader)?;
-        if received.is_some_and(|newest| (sequence.wrapping_sub(newest) as i32) <= 0) {
+        if !received.accept(sequence) {
             return Err(PathDrop::GreHeader);
         }
-        *received = Some(sequence);
     }
     Ok(inner)
 }

@@ -267,7 +267,8 @@ impl WorkerHandle {
 }
 
 /// Loads the snapshot's inner MTU of a peer.
-fn inner_mtu(snapshot: &Snapshot, index: overlay_wire::PeerIndex) -> usize {
+#[must_use]
+pub fn inner_mtu(snapshot: &Snapshot, index: overlay_wire::PeerIndex) -> usize {
     snapshot.tables.peer(index).map_or(0, |peer| usize::from(peer.inner_mtu.get()))
 }
 

@@ -86,6 +86,7 @@ struct Settled {
 /// The total order in which claims are taken.
 fn rank(claim: &Claim) -> (u8, Owner, Prefix, ClaimSource) {
     let class = match (claim.owner, claim.grant.map(|grant| grant.kind())) {
+        (Owner::Local, _) if claim.source == ClaimSource::OwnAnnouncement => 5,
         (Owner::Local, _) => 0,
         (Owner::Foreign(_), _) => 1,
         (Owner::Member(_), Some(GrantKind::Explicit)) => 2,
@@ -209,7 +210,7 @@ fn conflict(in_use: &BTreeMap<Prefix, Vec<Settled>>, claim: &Claim) -> Option<Re
 fn overlaps_badly(settled_prefix: &Prefix, settled: &Settled, claim: &Claim) -> bool {
     match (settled.owner, claim.owner) {
         (Owner::Local, Owner::Foreign(_)) => settled_prefix.covers(&claim.prefix),
-        (Owner::Foreign(_), Owner::Foreign(_)) => *settled_prefix == claim.prefix,
+        (Owner::Foreign(_), Owner::Foreign(_) | Owner::Local) => *settled_prefix == claim.prefix,
         (Owner::Foreign(_), Owner::Member(_)) => {
             let strictly_inside_claim = claim.prefix.covers(settled_prefix) && claim.prefix != *settled_prefix;
             let grant_strictly_inside = claim.grant.is_some_and(|grant| {
@@ -223,6 +224,7 @@ fn overlaps_badly(settled_prefix: &Prefix, settled: &Settled, claim: &Claim) -> 
 
 fn rule(winner: &Settled, loser: &Claim) -> Rule {
     match (winner.owner, loser.owner) {
+        (_, Owner::Local) => Rule::AnnouncementYields,
         (Owner::Local, _) => Rule::OwnPrefixWins,
         (Owner::Foreign(_), Owner::Foreign(_)) => Rule::ConfiguredFirst,
         (Owner::Foreign(_), _) => Rule::ConfigurationWins,

@@ -84,6 +84,7 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::OwnPrefixWins => "this host's own prefixes win on this host",
+            Self::AnnouncementYields => "what this host announces gives way to prefixes that others own",
             Self::ConfigurationWins => "the configured allowed_ips of a peer win over announcements",
             Self::ExplicitBeatsPool => "an explicit grant beats a pool grant",
             Self::LowerHostId => "the grants are equally strong and the lower host id wins",
