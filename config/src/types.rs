@@ -276,8 +276,9 @@ mod tests {
         let permits = |text: &str| grant.permits(&text.parse().expect("a prefix"));
         assert!(permits("10.42.0.0/16") && permits("10.42.7.0/24"));
         assert!(!permits("10.42.7.0/25") && !permits("10.0.0.0/8") && !permits("10.43.0.0/24"));
-        let single: Grant = "10.42.2.0/24".parse().expect("a grant");
-        assert!(!single.permits(&"10.42.2.0/25".parse().expect("a prefix")));
+        let named: Grant = "10.42.2.0/24".parse().expect("a grant");
+        assert!(named.permits(&"10.42.2.0/25".parse().expect("a prefix")));
+        assert!(!named.permits(&"10.42.0.0/16".parse().expect("a prefix")));
     }
 
     #[test]
