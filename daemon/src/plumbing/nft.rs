@@ -88,8 +88,8 @@ fn raw_chains(text: &mut String, config: &PlumbingConfig) {
         line(text, 1, format_args!("{content}"));
     }
     if config.underlay_tracking == UnderlayTracking::Skip {
-        line(text, 2, format_args!("fib daddr type local udp dport {port} notrack"));
-        line(text, 2, format_args!("fib daddr type local meta l4proto {{ 4, 41, 47 }} notrack"));
+        line(text, 2, format_args!("udp dport {port} fib daddr type local notrack"));
+        line(text, 2, format_args!("meta l4proto {{ 4, 41, 47 }} fib daddr type local notrack"));
     }
     let mark = config.mark_container;
     let lines = [

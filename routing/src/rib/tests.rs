@@ -109,6 +109,25 @@ fn own_prefixes_always_win_here() {
 }
 
 #[test]
+fn own_announcement_takes_nothing_from_others() {
+    let mut own = local(&["10.42.1.0/24"]);
+    own.announced = ["0.0.0.0/0", "192.168.7.0/24", "10.42.2.128/25"]
+        .map(|text| RouteAnnouncement { prefix: prefix(text), metric: 0 })
+        .to_vec();
+    let rib = Rib::build(&RibInput {
+        local: own,
+        members: vec![member(1, &["10.42.2.0/24"], &["10.42.2.0/24"])],
+        ..RibInput::default()
+    });
+    assert_eq!(rib.owner(ip("10.42.2.200")), Some(Owner::Member(id(1))));
+    assert_eq!(rib.owner(ip("192.168.7.1")), Some(Owner::Local));
+    assert_eq!(rib.owner(ip("198.51.100.1")), None, "the announced default overlaps the member's prefix");
+    for lost in ["0.0.0.0/0", "10.42.2.128/25"] {
+        assert_eq!(rule_of(&rib, lost, Owner::Local), Some(Rule::AnnouncementYields), "{lost}");
+    }
+}
+
+#[test]
 fn foreign_default_route_surrounds_members_and_own_prefixes() {
     let rib = Rib::build(&RibInput {
         local: local(&["10.42.1.0/24"]),
