@@ -78,6 +78,9 @@ fn fill(binaries: &Binaries, stage: &Path) -> Result<()> {
     let overlayctl = stage.join("bin/overlayctl");
     for (shell, file, _) in COMPLETIONS {
         let text = output(Command::new(&overlayctl).args(["completion", shell]))?;
+        if text.is_empty() {
+            bail!("overlayctl prints no completion for {shell}: the programs are not whole, build them again");
+        }
         write(&stage.join("completions").join(file), &text)?;
     }
     let man = stage.join("man");
