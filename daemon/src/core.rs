@@ -4,14 +4,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use overlay_config::Config;
 use overlay_control::ApiError;
+use overlay_control::api::Problem;
 use overlay_dataplane::Conntrack;
 use overlay_routing::gossip::{GossipCounters, MemberView};
 use overlay_routing::identity::IdentityPublic;
@@ -103,6 +104,8 @@ pub struct Core {
     pub was_ready: AtomicBool,
     /// The text of the file in force: changes of the command line are laid over it, not over later edits.
     pub file_text: Mutex<String>,
+    /// Why there is no socket for the wg tools, if so.
+    pub uapi_problem: OnceLock<Problem>,
     peers: DashMap<PeerKind, Arc<Peer>>,
     order: Mutex<PeerOrder>,
     revision: AtomicU64,
@@ -174,6 +177,7 @@ impl Core {
             layer_lock: tokio::sync::Mutex::default(),
             was_ready: AtomicBool::new(false),
             file_text: Mutex::new(parts.file_text),
+            uapi_problem: OnceLock::new(),
             peers: DashMap::new(),
             order: Mutex::default(),
             revision: AtomicU64::new(0),

@@ -22,6 +22,7 @@ pub mod sizes;
 pub mod snapshot;
 pub mod start;
 pub mod state;
+mod uapi;
 pub mod underlay;
 pub mod wireguard;
 pub mod worker;

@@ -419,7 +419,9 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), ApiError> {
 
     let (stop, stopped) = watch::channel(false);
     let director = tokio::spawn(director.run(stopped.clone()));
-    let api = tokio::spawn(server.run(Arc::new(Api::new(Arc::clone(&core))), stopped.clone()));
+    let backend = Arc::new(Api::new(Arc::clone(&core)));
+    let api = tokio::spawn(server.run(Arc::clone(&backend), stopped.clone()));
+    let uapi = uapi(&core).map(|server| tokio::spawn(server.run(backend, stopped.clone())));
     core.events.info("started", None, format!("overlayd {} is up", env!("CARGO_PKG_VERSION")));
     notify(&[sd_notify::NotifyState::Ready]);
 
@@ -429,6 +431,9 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), ApiError> {
     let _ = stop.send(true);
     let _ = director.await;
     let _ = api.await;
+    if let Some(uapi) = uapi {
+        let _ = uapi.await;
+    }
     // A crash of a part leaves the host as it is, so that a restart finds everything in place.
     let clean = cause.is_none();
     worker.send(WorkerCommand::Stop { remove_device: clean });
@@ -449,6 +454,19 @@ async fn undo(queue: &Queue, plumbing: &PlumbingHandle) {
         tracing::warn!(cause = %error, "the TUN device stays");
     }
     stop_plumbing(plumbing).await;
+}
+
+/// The socket of the wg tools; without it everything else works.
+fn uapi(core: &Core) -> Option<crate::uapi::Server> {
+    let path = crate::uapi::socket_path(&core.config.load().overlay.interface);
+    match crate::uapi::Server::bind(&path) {
+        Ok(server) => Some(server),
+        Err(problem) => {
+            tracing::warn!(why = %problem.why, next = %problem.next, "{}", problem.what);
+            let _ = core.uapi_problem.set(problem);
+            None
+        }
+    }
 }
 
 async fn stop_plumbing(plumbing: &PlumbingHandle) {

@@ -25,7 +25,7 @@ fn io_error(error: &std::io::Error) -> ApiError {
 
 impl Api {
     /// Applies `edit` to the CLI layer; whether anything changed.
-    pub(super) async fn change_layer(
+    pub(crate) async fn change_layer(
         &self,
         edit: impl FnOnce(&mut Layer, &Config) -> Result<bool, ApiError>,
     ) -> Result<bool, ApiError> {

@@ -29,6 +29,11 @@ impl Api {
     pub fn new(core: Arc<Core>) -> Self {
         Self { core }
     }
+
+    /// What it answers from.
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
 }
 
 impl Backend for Api {

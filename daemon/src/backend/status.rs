@@ -138,7 +138,7 @@ impl Api {
     fn host_problems(&self) -> Vec<Problem> {
         let core = &self.core;
         let config = core.config.load();
-        let mut problems = Vec::new();
+        let mut problems: Vec<Problem> = core.uapi_problem.get().cloned().into_iter().collect();
         if config.overlay.offload && core.offload == Offload::None {
             problems.push(Problem {
                 code: "NO_OFFLOAD".to_owned(),
