@@ -17,7 +17,7 @@ fn overhead(encapsulation: &str) -> u32 {
     }
 }
 
-/// The link of h2 has the given MTU, that of h1 has 1500; h1's TUN has 1420.
+/// The link of h2 has the given MTU, that of h1 has 1500; both TUNs have 1420, so that the path alone decides.
 fn matrix(encapsulation: &str, underlay: u32) {
     let subject = format!("mtu{encapsulation}{underlay}");
     if !can_make_namespaces(&subject) {
@@ -26,7 +26,10 @@ fn matrix(encapsulation: &str, underlay: u32) {
     let hosts = [HostSpec::named("h1"), HostSpec::named("h2").with_mtu(underlay)];
     let binaries = Binaries::for_tests().unwrap();
     let name = lab_name(&format!("m{}{}", &encapsulation[..1], underlay / 100));
-    let overlay = Overlay::start(&name, binaries, &hosts, 1, encapsulation, |_| {}).unwrap();
+    let overlay =
+        Overlay::start(&name, binaries, &hosts, 1, encapsulation, |cluster| cluster.overlay = "mtu = 1420".to_owned());
+    let overlay = overlay.unwrap();
+    let _logs = overlay.lab.logs_on_failure();
     let (from, to) = (overlay.container("h1c1"), overlay.container("h2c1"));
     let inner = (underlay - overhead(encapsulation)).min(1420);
 
@@ -82,4 +85,21 @@ fn gre_over_1400_tells_1372() {
 #[test]
 fn ipip_over_1400_tells_1380() {
     matrix("ipip", 1400);
+}
+
+#[test]
+fn smaller_tun_of_the_peer_limits_the_path() {
+    let subject = "smaller_tun_of_the_peer_limits_the_path";
+    if !can_make_namespaces(subject) {
+        return;
+    }
+    let hosts = [HostSpec::named("h1"), HostSpec::named("h2").with_mtu(1400)];
+    let binaries = Binaries::for_tests().unwrap();
+    // Without a setting the TUN of h2 has its underlay's 1400 less 80, and its containers cannot take more.
+    let overlay = Overlay::start(&lab_name("mtutun"), binaries, &hosts, 1, "wireguard", |_| {}).unwrap();
+    let (from, to) = (overlay.container("h1c1"), overlay.container("h2c1"));
+    let report = ping(&from.view, "-c 3 -i 0.02 -W 1 -s 1392 -M do", &to.v4.to_string()).unwrap();
+    assert!(report.text.contains("mtu = 1320") || report.text.contains("mtu=1320"), "{}", report.text);
+    let report = ping(&from.view, "-c 20 -i 0.01 -W 1 -s 1472 -M dont", &to.v4.to_string()).unwrap();
+    assert!(report.is_lossless(), "{}", report.text);
 }
