@@ -32,6 +32,9 @@ const PROBE_FIRST: Duration = Duration::from_millis(100);
 const PROBE_FIRST_FOR: Duration = Duration::from_secs(5);
 /// How often addresses, routes and MTUs of the underlay are looked at again.
 const UNDERLAY_EVERY: Duration = Duration::from_secs(10);
+/// How often the kernel is asked whether a router has told it of a smaller MTU towards a peer. A stream stalls until then,
+/// so it is well below the time after which TCP backs off for long.
+const PATHS_EVERY: Duration = Duration::from_millis(250);
 
 /// Sends gossip datagrams.
 #[derive(Debug)]
@@ -75,6 +78,9 @@ impl Director {
         let mut slow = false;
         let mut underlay = tokio::time::interval(UNDERLAY_EVERY);
         underlay.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut paths = tokio::time::interval(PATHS_EVERY);
+        paths.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut mtus = Vec::new();
         loop {
             let due = self.gossip.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(1));
             tokio::select! {
@@ -107,6 +113,13 @@ impl Director {
                     }
                 }
                 _ = underlay.tick() => self.refresh_underlay(),
+                _ = paths.tick() => {
+                    let now = path_mtus(&self.core.config.load());
+                    if now != mtus {
+                        mtus = now;
+                        self.drain(true);
+                    }
+                }
             }
         }
     }
@@ -453,6 +466,13 @@ pub fn announcements(config: &Config) -> Vec<RouteAnnouncement> {
     prefixes.sort_unstable();
     prefixes.dedup();
     prefixes.into_iter().map(|prefix| RouteAnnouncement { prefix, metric: 0 }).collect()
+}
+
+/// The MTU on the way to each configured peer, as the kernel knows it now.
+fn path_mtus(config: &Config) -> Vec<(SocketAddr, u16)> {
+    let members = config.members.iter().filter_map(|member| member.endpoint);
+    let mark = config.plumbing.mark_socket;
+    members.filter_map(|to| route_to(to, mark).ok().map(|route| (to, route.mtu))).collect()
 }
 
 /// Where members reach this host: what the file says, else the sources the kernel uses towards the members.

@@ -1,20 +1,184 @@
 //! The full forms of the measurements, with a result file.
 
-use anyhow::{Result, bail};
-use clap::Args;
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, ValueEnum};
+use overlay_netns_harness::load::{self, Amount, Content, Server};
+use overlay_netns_harness::wire::WireSpec;
+use overlay_netns_harness::{
+    Binaries, Cluster, Container, HostSpec, Lab, Profile, Topology, ping, wait_for, workspace,
+};
+use serde::Serialize;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use crate::machine::Machine;
+use crate::{packages, signals};
+
+const ENCAPSULATIONS: [&str; 3] = ["wireguard", "gre", "ipip"];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// 1 GiB over each encapsulation, with underlays of 1500 and 1400 and in both families, every byte compared.
+    Mtu,
+    /// A daemon killed again and again: how long until traffic is back.
+    Restart,
+    /// Verified streams over wires that delay, reorder, corrupt, lose and repeat.
+    Faults,
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Which one.
-    name: String,
+    name: Name,
     /// Start of the random sequence.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Part of the full size, in percent.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100))]
+    size: u64,
+    /// Where to write; default `docs/results/NAME.json`.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    name: String,
+    machine: Machine,
+    seed: u64,
+    size_percent: u64,
+    measurements: Vec<Measurement>,
+    held: bool,
+}
+
+/// One line of a result.
+#[derive(Debug, Serialize)]
+struct Measurement {
+    what: String,
+    value: f64,
+    unit: &'static str,
+    error: Option<String>,
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    bail!("not built yet: {options:?} {:?}", Machine::here())
+    packages::ensure(packages::DEMO)?;
+    signals::clean_on_interrupt();
+    println!("building overlayd and overlayctl (release)");
+    let binaries = Binaries::build(Profile::Release)?;
+    let measurements = match options.name {
+        Name::Mtu => mtu(&binaries, options)?,
+        Name::Restart => restart(&binaries, options)?,
+        Name::Faults => faults(&binaries, options)?,
+    };
+    let name = options.name.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let held = measurements.iter().all(|measurement| measurement.error.is_none());
+    let path = options.json.clone().unwrap_or_else(|| workspace().join(format!("docs/results/{name}.json")));
+    let report =
+        Report { name, machine: Machine::here(), seed: options.seed, size_percent: options.size, measurements, held };
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    std::fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")
+        .with_context(|| format!("writing {}", path.display()))?;
+    println!("{}, written to {}", if held { "all held" } else { "something did not hold" }, path.display());
+    Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Two hosts with one container each.
+fn cluster(binaries: &Binaries, encapsulation: &str, hosts: &[HostSpec]) -> Result<(Lab, Container, Container)> {
+    let name = format!("soak{}", std::process::id());
+    let lab = Lab::create(&name, Topology::Routed, hosts, binaries.clone())?;
+    Cluster::new(hosts.len(), encapsulation).write(&lab)?;
+    lab.start_daemons()?;
+    let containers = (lab.add_container("h1", "c1")?, lab.add_container("h2", "c1")?);
+    lab.wait_ready(Duration::from_secs(20))?;
+    Ok((lab, containers.0, containers.1))
+}
+
+fn measured(what: String, unit: &'static str, work: impl FnOnce() -> Result<f64>) -> Measurement {
+    let result = work();
+    let error = result.as_ref().err().map(|error| format!("{error:#}"));
+    let value = result.unwrap_or(0.0);
+    match &error {
+        Some(error) => println!("{what}: FAILED: {error}"),
+        None => println!("{what}: {value:.2} {unit}"),
+    }
+    Measurement { what, value, unit, error }
+}
+
+fn mtu(binaries: &Binaries, options: &Options) -> Result<Vec<Measurement>> {
+    let bytes = (1 << 30) / 100 * options.size;
+    let mut all = Vec::new();
+    for encapsulation in ENCAPSULATIONS {
+        for underlay in [1500, 1400] {
+            let hosts = [HostSpec::named("h1"), HostSpec::named("h2").with_mtu(underlay)];
+            let (_lab, from, to) = cluster(binaries, encapsulation, &hosts)?;
+            for address in [IpAddr::V4(to.v4), IpAddr::V6(to.v6)] {
+                let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+                let title = format!("{encapsulation}, underlay {underlay}, {family}");
+                all.push(measured(format!("{title}: {bytes} bytes compared"), "Mbit/s", || {
+                    let server = Server::start(to.view.namespace(), SocketAddr::new(address, 0))?;
+                    let from = from.view.namespace();
+                    let transfer = load::send(from, server.address(), Amount::Bytes(bytes), Content::Verified)?;
+                    Ok(transfer.bits_per_second() / 1e6)
+                }));
+                all.push(measured(format!("{title}: pings of 1472 bytes without DF"), "answers", || {
+                    let report = ping(&from.view, "-c 100 -i 0.01 -W 2 -s 1472 -M dont", &address.to_string())?;
+                    ensure!(report.is_lossless(), "{}", report.text);
+                    Ok(f64::from(report.received))
+                }));
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn restart(binaries: &Binaries, options: &Options) -> Result<Vec<Measurement>> {
+    let mut all = Vec::new();
+    for encapsulation in ENCAPSULATIONS {
+        let (lab, from, to) = cluster(binaries, encapsulation, &HostSpec::numbered(2))?;
+        for round in 0..options.size {
+            let host = if round % 2 == 0 { "h1" } else { "h2" };
+            all.push(measured(format!("{encapsulation}, kill {} of {host}: traffic after", round + 1), "s", || {
+                lab.kill_daemon(host)?;
+                let start = Instant::now();
+                lab.spawn_daemon(host)?;
+                wait_for("traffic", Duration::from_secs(20), || {
+                    let report = ping(&from.view, "-c 1 -W 0.1", &to.v4.to_string()).ok()?;
+                    report.is_lossless().then_some(())
+                })?;
+                let took = start.elapsed().as_secs_f64();
+                ensure!(took <= 2.0, "traffic was back after {took:.2} s, 2 s is the limit");
+                Ok(took)
+            }));
+        }
+    }
+    Ok(all)
+}
+
+fn faults(binaries: &Binaries, options: &Options) -> Result<Vec<Measurement>> {
+    let bytes = (64 << 20) / 100 * options.size;
+    let mut all = Vec::new();
+    let wires = [
+        ("delay 10 ms", WireSpec { delay_ms: 10.0, ..WireSpec::default() }),
+        ("reorder 5 %", WireSpec { delay_ms: 1.0, reorder_percent: 5.0, ..WireSpec::default() }),
+        ("corrupt 0.5 %", WireSpec { corrupt_percent: 0.5, ..WireSpec::default() }),
+        ("lose 1 %, repeat 1 %", WireSpec { loss_percent: 1.0, duplicate_percent: 1.0, ..WireSpec::default() }),
+    ];
+    for encapsulation in ENCAPSULATIONS {
+        for (title, wire) in &wires {
+            let wire = WireSpec { seed: options.seed, ..wire.clone() };
+            let hosts = [HostSpec::named("h1").with_wire(wire), HostSpec::named("h2")];
+            let (_lab, from, to) = cluster(binaries, encapsulation, &hosts)?;
+            all.push(measured(format!("{encapsulation}, {title}: {bytes} bytes compared"), "Mbit/s", || {
+                let server = Server::start(to.view.namespace(), SocketAddr::new(to.v4.into(), 0))?;
+                let from = from.view.namespace();
+                let transfer = load::send(from, server.address(), Amount::Bytes(bytes), Content::Verified)?;
+                Ok(transfer.bits_per_second() / 1e6)
+            }));
+        }
+    }
+    Ok(all)
 }
