@@ -106,6 +106,8 @@ pub struct Core {
     pub file_text: Mutex<String>,
     /// Why there is no socket for the wg tools, if so.
     pub uapi_problem: OnceLock<Problem>,
+    /// Where another machine speaks with this host's identity, if one was seen.
+    pub twin: Mutex<Option<String>>,
     peers: DashMap<PeerKind, Arc<Peer>>,
     order: Mutex<PeerOrder>,
     revision: AtomicU64,
@@ -178,6 +180,7 @@ impl Core {
             was_ready: AtomicBool::new(false),
             file_text: Mutex::new(parts.file_text),
             uapi_problem: OnceLock::new(),
+            twin: Mutex::default(),
             peers: DashMap::new(),
             order: Mutex::default(),
             revision: AtomicU64::new(0),

@@ -230,12 +230,15 @@ impl Director {
                     format!("it signed two different records with version {version}: its key is in two hands"),
                 );
             }
-            GossipEvent::OwnIdentityElsewhere { .. } => events.record(
-                Severity::Error,
-                "identity-cloned",
-                None,
-                "another machine uses this host's identity; make a new one there with overlayctl key generate",
-            ),
+            GossipEvent::OwnIdentityElsewhere { .. } => {
+                *self.core.twin.lock() = Some("another machine of this cluster".to_owned());
+                events.record(
+                    Severity::Error,
+                    "identity-cloned",
+                    None,
+                    "another machine uses this host's identity; make a new one there with overlayctl key generate",
+                );
+            }
             GossipEvent::IdentityInUseTwice { host, .. } => events.record(
                 Severity::Error,
                 "identity-cloned",

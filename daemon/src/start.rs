@@ -44,6 +44,8 @@ use crate::worker::{ReceiveSockets, SendSockets, Worker, WorkerHandle, WorkerPar
 const HANDSHAKE_QUEUE: usize = 512;
 /// Gossip datagrams between worker and director, at most.
 const GOSSIP_QUEUE: usize = 2048;
+/// Largest underlay MTU used without being asked to: jumbo frames.
+const MAX_UNDERLAY_MTU: u16 = 9000;
 /// Length of the TUN's queue, in packets or super-packets.
 const TX_QUEUE_LEN: u32 = 1000;
 
@@ -285,7 +287,9 @@ fn tun_mtu(config: &Config) -> Mtu {
     let members: Vec<SocketAddr> = config.members.iter().filter_map(|member| member.endpoint).collect();
     let mtu = |to: &SocketAddr| route_to(*to, mark).ok().map(|route| route.mtu);
     let smallest = members.iter().filter_map(mtu).min().or_else(|| anywhere.iter().filter_map(mtu).min());
-    sizes::tun_mtu(smallest.unwrap_or(Mtu::ETHERNET.get()).min(9000))
+    // Without a member to ask for, a route may be the loopback's: then a network card's usual MTU is the guess.
+    let guess = if members.is_empty() { Mtu::ETHERNET.get() } else { MAX_UNDERLAY_MTU };
+    sizes::tun_mtu(smallest.unwrap_or(Mtu::ETHERNET.get()).min(guess))
 }
 
 pub(crate) fn plumbing_config(config: &Config, mtu: Mtu) -> PlumbingConfig {

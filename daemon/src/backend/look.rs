@@ -4,19 +4,25 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use overlay_control::ApiError;
-use overlay_control::api::{DoctorMode, Flow, FlowSelector as Asked, Response};
+use overlay_control::api::{ControlState, DataState, DoctorMode, Flow, FlowSelector as Asked, PeerStatus, Response};
 use overlay_dataplane::{FlowSelector, FlowSnapshot};
 use overlay_wire::Encapsulation;
 use overlay_wire::packet::protocol;
 
 use super::{Api, not_found};
-use crate::doctor;
+use crate::doctor::{self, Reach};
 use crate::start::plumbing_config;
 
 /// Flows listed at most with one request; an answer stays far below one frame.
 const MOST: usize = 2000;
 
 impl Api {
+    fn reach(&self, only: Option<&str>) -> Vec<Reach> {
+        let port = self.core.config.load().overlay.listen_port;
+        let peers = self.peers().into_iter().filter(|peer| only.is_none_or(|name| name == peer.name));
+        peers.flat_map(|peer| reached(&peer, port)).collect()
+    }
+
     fn selector(&self, asked: &Asked) -> Result<FlowSelector, ApiError> {
         let peer = match &asked.peer {
             None => None,
@@ -54,8 +60,11 @@ impl Api {
     }
 
     pub(super) async fn doctor(&self, mode: DoctorMode, peer: Option<String>) -> Result<Response, ApiError> {
-        // Asking a peer to probe this host needs a message that gossip does not have yet; until then nobody is asked.
-        let _ = peer;
+        if let Some(name) = &peer
+            && !self.peers().iter().any(|known| &known.name == name)
+        {
+            return Err(not_found("peer", name, "overlayctl peer list"));
+        }
         let config = self.core.config.load();
         let plain = |kind: Encapsulation| !kind.is_encrypted();
         let inputs = doctor::Inputs {
@@ -64,11 +73,36 @@ impl Api {
                 || config.members.iter().any(|member| member.encapsulation.is_some_and(plain))
                 || config.peers.iter().any(|peer| plain(peer.kind.encapsulation())),
             overhead: doctor::OVERHEAD_BYTES,
+            reach: self.reach(peer.as_deref()),
+            twin: self.core.twin.lock().clone(),
             ..doctor::Inputs::default()
         };
         let plumbing = plumbing_config(&config, self.core.mtu);
         Ok(Response::Findings(doctor::run(mode, &plumbing, inputs).await))
     }
+}
+
+/// What members' answers say about the ports and protocols between them and us: a gossip probe answered is a UDP datagram
+/// that went there and one that came back, a data-path probe answered the same for the encapsulation in use.
+fn reached(peer: &PeerStatus, port: u16) -> Vec<Reach> {
+    let reach = |what: String, arrived| Reach { peer: peer.name.clone(), what, arrived };
+    let mut found = Vec::new();
+    match peer.control {
+        ControlState::Up => found.push(reach(format!("UDP port {port}"), true)),
+        ControlState::Down | ControlState::Unknown => found.push(reach(format!("UDP port {port}"), false)),
+        ControlState::Suspect | ControlState::None => {}
+    }
+    let protocol = match peer.encapsulation {
+        Encapsulation::Gre => Some("protocol 47"),
+        Encapsulation::Ipip => Some("protocols 4 and 41"),
+        Encapsulation::Wireguard => None,
+    };
+    match (protocol, peer.data) {
+        (Some(protocol), DataState::Up) => found.push(reach(protocol.to_owned(), true)),
+        (Some(protocol), DataState::Down) => found.push(reach(protocol.to_owned(), false)),
+        _ => {}
+    }
+    found
 }
 
 fn shown(flow: &FlowSnapshot, peer: Option<String>) -> Flow {

@@ -31,7 +31,7 @@ const PURE: &[(&str, &[&str])] = &[
             "rand_chacha",
         ],
     ),
-    ("dataplane", &["overlay-wire", "overlay-routing", "serde", "thiserror", "siphasher", "rand_core", "rand_chacha"]),
+    ("dataplane", &["overlay-wire", "overlay-routing", "thiserror", "siphasher", "parking_lot"]),
     ("services", &["overlay-wire", "serde", "thiserror", "siphasher", "rand_core", "rand_chacha"]),
 ];
 
