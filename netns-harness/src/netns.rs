@@ -118,6 +118,10 @@ pub fn command(view: &View, argv: &[&str]) -> Result<Command> {
     unsafe {
         command.pre_exec(move || {
             libc::setsid();
+            // A mask with SIGTERM in it, as `overlay-lab` has while it may be interrupted, would be inherited.
+            let mut none_blocked: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut none_blocked);
+            check(libc::pthread_sigmask(libc::SIG_SETMASK, &none_blocked, std::ptr::null_mut()))?;
             check(libc::setns(handle.as_raw_fd(), libc::CLONE_NEWNET))?;
             check(libc::unshare(libc::CLONE_NEWNS))?;
             let none = std::ptr::null();

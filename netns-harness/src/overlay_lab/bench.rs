@@ -33,6 +33,17 @@ pub(crate) struct Options {
     seconds: u32,
 }
 
+/// The figures that the result of a full run holds, on record in `docs/results/bench.json`.
+pub(crate) const FIGURES: &[&str] = &[
+    "wireguard / boringtun-cli",
+    "wireguard / wireguard-go",
+    "ipip / wireguard",
+    "gre / wireguard",
+    "idle, percent of one core",
+    "idle, resident MiB",
+    "start to first packet, seconds",
+];
+
 /// The throughput of one contender.
 #[derive(Debug, Serialize)]
 struct Throughput {

@@ -55,6 +55,32 @@ pub(crate) fn file_sizes() -> Result<()> {
     report(&long)
 }
 
+/// Every figure that was promised has a row in a committed result that names its commit and machine.
+pub(crate) fn figures_on_record() -> Result<()> {
+    let mut missing = Vec::new();
+    let read = |name: &str| -> serde_json::Value {
+        let text = std::fs::read_to_string(workspace().join(format!("docs/results/{name}.json"))).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or_default()
+    };
+    let bench = read("bench");
+    let rows: Vec<&str> =
+        bench["figures"].as_array().into_iter().flatten().filter_map(|figure| figure["what"].as_str()).collect();
+    for figure in crate::bench::FIGURES.iter().filter(|figure| !rows.contains(figure)) {
+        missing.push(format!("docs/results/bench.json has no row `{figure}`; run `cargo lab bench --json` on it"));
+    }
+    for name in ["mtu", "restart"] {
+        if read(name)["held"] != true {
+            missing.push(format!("docs/results/{name}.json is missing or did not hold; run `cargo lab soak {name}`"));
+        }
+    }
+    for name in ["bench", "mtu", "restart"] {
+        if !read(name)["machine"]["commit"].is_string() {
+            missing.push(format!("docs/results/{name}.json names no commit"));
+        }
+    }
+    report(&missing)
+}
+
 /// The pure crates depend only on what is listed here.
 pub(crate) fn pure_dependencies() -> Result<()> {
     let mut wrong = Vec::new();

@@ -4,8 +4,8 @@ use overlay_netns_harness::clean;
 
 /// From now on SIGINT, SIGTERM and SIGHUP remove every lab of this process and end it.
 pub(crate) fn clean_on_interrupt() {
-    // SAFETY: the set is made by sigemptyset before use; blocking signals has no memory effects. Threads and children
-    // made later inherit the mask; children get an empty one from the standard library.
+    // SAFETY: the set is made by sigemptyset before use; blocking signals has no memory effects. Threads made
+    // later inherit the mask; children in namespaces are given an empty one.
     let signals = unsafe {
         let mut signals: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut signals);

@@ -129,6 +129,7 @@ pub(crate) fn check() -> Result<ExitCode> {
 fn static_checks(tally: &mut Tally) {
     tally.step("file sizes", checks::file_sizes);
     tally.step("dependencies of the pure crates", checks::pure_dependencies);
+    tally.step("figures on record", checks::figures_on_record);
     tally.step("format", || quiet(&mut cargo(&["fmt", "--all", "--check"])));
     tally.step("clippy", || {
         quiet(&mut cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
