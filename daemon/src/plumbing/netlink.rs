@@ -113,11 +113,21 @@ impl Kernel {
     pub(crate) async fn loosen_rp_filter(&self, index: u32) -> Result<(), PlumbingError> {
         let mut conf = InetDevConf::default();
         conf.rp_filter = 2;
+        self.configure_inet(index, conf, format!("set rp_filter of interface {index}")).await
+    }
+
+    /// Lets one interface take packets whose source is an address of this host, for the same reason over netlink.
+    pub(crate) async fn accept_local(&self, index: u32) -> Result<(), PlumbingError> {
+        let mut conf = InetDevConf::default();
+        conf.accept_local = 1;
+        self.configure_inet(index, conf, format!("set accept_local of interface {index}")).await
+    }
+
+    async fn configure_inet(&self, index: u32, conf: InetDevConf, what: String) -> Result<(), PlumbingError> {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.attributes =
             vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(conf)])])];
-        let what = format!("set rp_filter of interface {index}");
         self.handle.link().change(message).execute().await.map_err(PlumbingError::netlink(what))
     }
 

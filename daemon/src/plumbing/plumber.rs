@@ -193,6 +193,10 @@ impl Plumber {
         if self.sysctl.rp_filter_is_strict(name) {
             outcome.note(self.kernel.loosen_rp_filter(tun.index).await, || format!("set rp_filter of {name} to loose"));
         }
+        // Errors that the daemon writes to the TUN ("fragmentation needed") come from the host's own address.
+        if self.sysctl.get(&format!("net/ipv4/conf/{name}/accept_local")).is_some_and(|value| value == "0") {
+            outcome.note(self.kernel.accept_local(tun.index).await, || format!("set accept_local of {name} to 1"));
+        }
         let present = match self.kernel.addresses(tun.index).await {
             Ok(present) => present,
             Err(error) => return outcome.problems.push(Problem::from(&error)),
