@@ -33,17 +33,18 @@ fn matrix(encapsulation: &str, underlay: u32) {
     let (from, to) = (overlay.container("h1c1"), overlay.container("h2c1"));
     let inner = (underlay - overhead(encapsulation)).min(1420);
 
-    // The first large stream teaches both ends the path.
-    for address in [IpAddr::V4(to.v4), IpAddr::V6(to.v6)] {
-        let server = Server::start(to.view.namespace(), SocketAddr::new(address, 0)).unwrap();
-        let bytes = Amount::Bytes(8 << 20);
-        load::send(from.view.namespace(), server.address(), bytes, Content::Verified).unwrap();
-    }
+    // The first packet that does not fit teaches the path: a router answers it, and the daemon passes that on.
+    let _ = ping(&from.view, "-c 2 -i 0.05 -W 1 -s 1392 -M do", &to.v4.to_string()).unwrap();
     wait_for(&format!("h1 to know the inner MTU {inner}"), LIMIT, || {
         let known = overlay.peer("h1", "h2").ok()?.mtu?;
         (u32::from(known).min(1420) == inner).then_some(())
     })
     .unwrap_or_else(|error| panic!("{error}: {:?}", overlay.peer("h1", "h2")));
+    for address in [IpAddr::V4(to.v4), IpAddr::V6(to.v6)] {
+        let server = Server::start(to.view.namespace(), SocketAddr::new(address, 0)).unwrap();
+        let bytes = Amount::Bytes(8 << 20);
+        load::send(from.view.namespace(), server.address(), bytes, Content::Verified).unwrap();
+    }
 
     // Without DF a packet larger than the path is fragmented and answered every time.
     let report = ping(&from.view, "-c 100 -i 0.005 -W 2 -s 1472 -M dont", &to.v4.to_string()).unwrap();
