@@ -1,5 +1,7 @@
 //! Containers on different hosts reach each other over each encapsulation, and the status says so.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use overlay_control::api::{ControlState, DataState, Health};
 use overlay_netns_harness::load::{self, Amount, Content, Server};
 use overlay_netns_harness::{Binaries, Family, HostSpec, ping, wait_for};

@@ -1,5 +1,7 @@
 //! What a kill, a restart and a clean stop leave.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use overlay_netns_harness::{Binaries, HostSpec, Lab, Topology, ping, wait_for};
 use overlay_tests::{Conversation, Echo, Overlay, Snapshot, can_make_namespaces, lab_name};
 use std::net::{IpAddr, SocketAddr};

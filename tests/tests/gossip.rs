@@ -1,5 +1,7 @@
 //! Prefixes are learned by gossip, withdrawn by gossip, and believed only within a member's grant.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use overlay_control::api::{ControlState, Request, Response};
 use overlay_netns_harness::{HostSpec, wait_for};
 use overlay_tests::{Overlay, SharedLab};

@@ -1,5 +1,7 @@
 //! The lab itself: namespaces, links, faults, the load generator and cleaning up. No daemon is started.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use overlay_netns_harness::load::{self, Amount, Content, Server};
 use overlay_netns_harness::wire::WireSpec;
 use overlay_netns_harness::{Binaries, Cluster, HostSpec, Impairment, Lab, Topology, clean, netns, ping};

@@ -1,5 +1,7 @@
 //! Bad input: garbage on the sockets, spoofed sources, a second daemon.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use overlay_netns_harness::{HostSpec, wait_for};
 use overlay_tests::{Capture, Overlay, SharedLab, raw_sender, resident_kib, udp_socket};
 use rand_chacha::ChaCha20Rng;

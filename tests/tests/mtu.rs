@@ -1,5 +1,7 @@
 //! The path's MTU is respected and told to senders, over each encapsulation and with a smaller underlay.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use overlay_netns_harness::load::{self, Amount, Content, Server};
 use overlay_netns_harness::{Binaries, HostSpec, ping, wait_for};
 use overlay_tests::{Overlay, can_make_namespaces, lab_name};

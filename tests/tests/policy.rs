@@ -1,5 +1,7 @@
 //! The packet filter between containers of different hosts.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use overlay_control::api::{PolicyTest, Request, Response, Verdict};
 use overlay_netns_harness::load::{self, Amount, Content, Server};
 use overlay_netns_harness::{HostSpec, netns, wait_for};
