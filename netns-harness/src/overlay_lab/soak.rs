@@ -125,6 +125,10 @@ fn mtu(binaries: &Binaries, options: &Options) -> Result<Vec<Measurement>> {
                     Ok(transfer.bits_per_second() / 1e6)
                 }));
                 all.push(measured(format!("{title}: pings of 1472 bytes without DF"), "answers", || {
+                    // IPv6 is never fragmented on the way: the first packet is answered "too big" and teaches the sender.
+                    if address.is_ipv6() {
+                        ping(&from.view, "-c 1 -W 2 -s 1472 -M dont", &address.to_string())?;
+                    }
                     let report = ping(&from.view, "-c 100 -i 0.01 -W 2 -s 1472 -M dont", &address.to_string())?;
                     ensure!(report.is_lossless(), "{}", report.text);
                     Ok(f64::from(report.received))
