@@ -17,6 +17,7 @@ pub mod load;
 pub mod netns;
 mod ping;
 mod plain;
+pub mod qemu;
 mod state;
 mod underlay;
 mod wait;

@@ -20,11 +20,12 @@ pub const CE: u8 = 0b11;
 #[error("congestion was marked on a packet that is not ECN-capable")]
 pub struct CongestionDrop;
 
-/// The outer traffic class for an inner one: DSCP and ECN copied (RFC 6040, section 4.1, normal mode).
+/// The outer traffic class for an inner one: ECN copied (RFC 6040, section 4.1, normal mode). DSCP is not: a container
+/// would choose the class of the underlay's packets.
 #[inline]
 #[must_use]
 pub fn encapsulate(inner_tos: u8) -> u8 {
-    inner_tos
+    inner_tos & MASK
 }
 
 /// The new inner traffic class at decapsulation (RFC 6040, section 4.2). DSCP stays the inner one.
@@ -127,9 +128,9 @@ mod tests {
     }
 
     #[test]
-    fn every_inner_class_is_copied_outside() {
+    fn ecn_is_copied_outside_and_dscp_is_not() {
         for tos in 0..=255 {
-            assert_eq!(encapsulate(tos), tos);
+            assert_eq!(encapsulate(tos), tos & 3);
         }
     }
 }

@@ -227,14 +227,14 @@ mod tests {
 
     fn outer(v6: bool, protocol: u8, payload_len: u16) -> Outer {
         let (src, dst) = if v6 { ("2001:db8::1", "2001:db8::2") } else { ("192.0.2.1", "192.0.2.2") };
-        Outer { src: src.parse().unwrap(), dst: dst.parse().unwrap(), protocol, tos: 0xb9, ttl: OUTER_TTL, payload_len }
+        Outer { src: src.parse().unwrap(), dst: dst.parse().unwrap(), protocol, tos: 0x01, ttl: OUTER_TTL, payload_len }
     }
 
     #[test]
     fn outer_ipv4_is_written_as_rfc_2003_shows() {
         let mut out = [0xff; 20];
         assert_eq!(outer(false, 4, 1400).emit(&mut out), Some(20));
-        let expected = [0x45, 0xb9, 0x05, 0x8c, 0, 0, 0x40, 0, 64, 4, 0xb0, 0xb1, 192, 0, 2, 1, 192, 0, 2, 2];
+        let expected = [0x45, 0x01, 0x05, 0x8c, 0, 0, 0x40, 0, 64, 4, 0xb1, 0x69, 192, 0, 2, 1, 192, 0, 2, 2];
         assert_eq!(out, expected);
     }
 
