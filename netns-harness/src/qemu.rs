@@ -20,7 +20,7 @@ use crate::netns;
 /// The underlay address of the guest.
 pub const GUEST_V4: &str = "192.0.2.50";
 /// How long a boot or a command may take; emulation is slow on a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(240);
 /// Precedes the exit status behind the output of each command.
 const MARK: &str = "@@@ ";
 /// The modules the guest loads, with those they need.
@@ -187,7 +187,7 @@ impl Guest {
         ip_batch(lab.switch().namespace(), &[hop])?;
         let (kernel, initramfs) = (image.kernel.to_string_lossy(), image.initramfs.to_string_lossy());
         let words = format!(
-            "qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m 512 -display none -no-reboot -monitor none \
+            "qemu-system-x86_64 -accel tcg,thread=multi -cpu qemu64 -m 512 -display none -no-reboot -monitor none \
              -kernel {kernel} -initrd {initramfs} -serial null -serial stdio \
              -netdev tap,id=n,ifname=tap0,script=no,downscript=no -device virtio-net-pci,netdev=n,romfile="
         );
