@@ -1,5 +1,7 @@
 //! Plain encapsulations bit for bit: scapy builds what the daemon must send, and what it must accept.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use overlay_netns_harness::wait_for;
 use overlay_tests::{
     Capture, FOREIGN_V4, FOREIGN_V6, Foreign, SharedLab, can_use, raw_sender, raw_sender_v6, udp_socket,

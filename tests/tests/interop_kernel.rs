@@ -1,5 +1,7 @@
 //! The Linux kernel's own tunnels, in a virtual machine, as foreign peers.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use overlay_netns_harness::qemu::{GUEST_V4, Guest, Image};
 use overlay_netns_harness::wait_for;
 use overlay_tests::{FOREIGN_V4, FOREIGN_V6, Foreign, can_use, lab_name};

@@ -1,5 +1,7 @@
 //! Foreign WireGuard peers: the daemon against other implementations.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use overlay_netns_harness::load::{self, Amount, Content, Server};
 use overlay_netns_harness::{ip, run_in, wait_for};
 use overlay_tests::{Capture, FOREIGN_V4, Foreign, SharedLab, WireguardDevice, can_use};
