@@ -255,7 +255,7 @@ mod tests {
                 assert!(check_inner(45 - proto, inner).is_err());
                 let headers = Headers::parse(&bytes).unwrap();
                 assert!(checksum::verify_ipv4_header(&bytes, &headers));
-                assert_eq!((headers.protocol, headers.tos, headers.dont_fragment), (proto, 0xb9, true));
+                assert_eq!((headers.protocol, headers.tos, headers.dont_fragment), (proto, 0x01, true));
             }
         }
     }
