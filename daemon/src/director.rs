@@ -137,7 +137,6 @@ impl Director {
 
     /// Sends what gossip wants sent, records what it reports, and rebuilds when that matters.
     fn drain(&mut self, force: bool) {
-        self.transmit();
         let mut changed = force;
         let mut moved = Vec::new();
         while let Some(event) = self.gossip.poll_event() {
@@ -152,8 +151,9 @@ impl Director {
             for (host, endpoint) in moved {
                 self.move_path(host, endpoint);
             }
-            self.transmit();
         }
+        // Last, so that what an answer says of this host is in force before the answer leaves.
+        self.transmit();
     }
 
     /// A member answers at another address: its tunnel follows unless packets prove a newer one later.
@@ -249,6 +249,7 @@ impl Director {
             GossipEvent::RecordChanged { .. }
             | GossipEvent::SourceValidated { .. }
             | GossipEvent::PlainStatusChanged { .. }
+            | GossipEvent::PlainStatusHeard { .. }
             | GossipEvent::VerdictsReceived { .. }
             | GossipEvent::ReflexiveAddress { .. } => {
                 tracing::debug!(?event, "gossip");
@@ -425,6 +426,7 @@ fn matters(event: &GossipEvent) -> bool {
         | GossipEvent::EndpointChanged { .. }
         | GossipEvent::SourceValidated { .. }
         | GossipEvent::PlainStatusChanged { .. }
+        | GossipEvent::PlainStatusHeard { .. }
         | GossipEvent::RoutesChanged
         | GossipEvent::RouteRefused(_)
         | GossipEvent::VerdictsReceived { .. } => true,
