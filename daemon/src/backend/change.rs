@@ -163,9 +163,19 @@ impl Api {
                 Ok(changed)
             })
             .await?;
-        let warnings =
+        let mut notes: Vec<String> =
             self.core.shared.snapshot.load().tables.policy.warnings().iter().map(ToString::to_string).collect();
-        Ok(done(changed, warnings))
+        notes.extend(self.plumbing_follows().await);
+        Ok(done(changed, notes))
+    }
+
+    /// Waits until the kernel has the policy between containers and this host too; what stands in the way, if anything.
+    async fn plumbing_follows(&self) -> Option<String> {
+        if let Err(error) = self.core.plumbing.settled().await {
+            return Some(error.to_string());
+        }
+        let problems = self.core.plumbing.problems();
+        problems.into_iter().find(|problem| problem.code == "PLUMBING").map(|problem| problem.what)
     }
 
     pub(super) fn config_check(&self, text: Option<ConfigText>) -> Result<Response, ApiError> {
@@ -184,6 +194,8 @@ impl Api {
     pub(super) async fn config_reload(&self) -> Result<Response, ApiError> {
         let (done, outcome) = oneshot::channel();
         self.core.changes.send(Change::Reload(done)).await.map_err(|_| ended("director"))?;
-        outcome.await.map_err(|_| ended("director"))?.map(Response::Changes)
+        let changes = outcome.await.map_err(|_| ended("director"))??;
+        self.plumbing_follows().await;
+        Ok(Response::Changes(changes))
     }
 }
