@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use overlay_config::{Applies, Config};
 use overlay_control::api::Severity;
 use overlay_control::{ApiError, Code};
-use overlay_dataplane::RuleEvent;
+use overlay_dataplane::{HostPolicy, RuleEvent};
 use overlay_routing::gossip::{ForeignPrefixes, Gossip, GossipEvent, OwnHost, StaticMember};
 use overlay_routing::identity::IdentityPublic;
 use overlay_wire::gossip::RouteAnnouncement;
@@ -63,6 +63,8 @@ pub struct Director {
     pub endpoints: Vec<SocketAddr>,
     /// The routes the plumbing was last given.
     pub learned: Option<LearnedRoutes>,
+    /// The policy between containers and this host that the plumbing was last given.
+    pub host_policy: Option<Arc<HostPolicy>>,
     /// When a loop was last reported.
     pub loop_told: Option<Instant>,
 }
@@ -197,6 +199,12 @@ impl Director {
         let learned = LearnedRoutes { remote: rebuilt.remote, announced };
         if self.learned.as_ref() != Some(&learned) && core.plumbing.try_set_routes(learned.clone()) {
             self.learned = Some(learned);
+        }
+        if self.host_policy.as_deref() != Some(&rebuilt.host_policy) {
+            let policy = Arc::new(rebuilt.host_policy);
+            if core.plumbing.try_set_host_policy(Arc::clone(&policy)) {
+                self.host_policy = Some(policy);
+            }
         }
     }
 

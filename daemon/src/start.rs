@@ -30,6 +30,7 @@ use crate::director::{
 use crate::events::EventLog;
 use crate::handshake::HandshakeThread;
 use crate::plumbing::{self, Masquerade, PlumbingConfig, PlumbingHandle, UnderlayTracking};
+use crate::rebuild::first_host_policy;
 use crate::shared::{HandshakeMessage, Shared, WorkerCommand};
 use crate::sizes;
 use crate::snapshot::Snapshot;
@@ -339,8 +340,9 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), ApiError> {
     let queue = Queue::open(&device, QueueIndex(0)).map_err(device_error)?;
     let offload = queue.offload();
 
-    let (plumbing, first, plumbing_thread) =
-        plumbing::start(plumbing_config(&config, mtu)).await.map_err(|error| plumbing_error(&error))?;
+    let (plumbing, first, plumbing_thread) = plumbing::start(plumbing_config(&config, mtu), first_host_policy(&config))
+        .await
+        .map_err(|error| plumbing_error(&error))?;
     for problem in &first.problems {
         tracing::warn!(code = problem.code, why = %problem.why, next = %problem.next, "{}", problem.what);
     }
@@ -534,6 +536,7 @@ fn director(
         changes,
         endpoints,
         learned: None,
+        host_policy: None,
         loop_told: None,
     })
 }

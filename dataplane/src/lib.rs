@@ -30,7 +30,9 @@ pub use conntrack::{Conntrack, FlowSelector, FlowSnapshot, FlowState};
 pub use engine::{Engine, Limits};
 pub use explain::{Outcome, Stage, Step, explain};
 pub use path::End;
-pub use policy::{CompiledPolicy, DecidedBy, Decision, Grounds, RuleEvent, Tuple, Warning};
+pub use policy::{
+    Addresses, CompiledPolicy, DecidedBy, Decision, Grounds, HostPolicy, HostRule, HostWay, RuleEvent, Tuple, Warning,
+};
 pub use reason::{Counters, DropReason, Traffic};
 pub use tables::{LocalAddresses, PeerInfo, Route, Tables};
 pub use verdict::{Origin, Released, Reply, Verdict};
