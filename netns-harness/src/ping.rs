@@ -1,6 +1,8 @@
 //! Pings from a namespace, with the summary read back.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use std::io::Read as _;
+use std::process::{Child, Stdio};
 
 use crate::netns::{self, View};
 
@@ -50,6 +52,41 @@ pub fn ping(view: &View, words: &str, to: &str) -> Result<PingReport> {
         // 1: no reply, or an error from a router, or the message is too long for the device.
         Some(0 | 1 | 124) => Ok(PingReport::parse(text)),
         _ => bail!("ping {words} {to}: {text}"),
+    }
+}
+
+/// A `ping` that runs beside other work.
+#[derive(Debug)]
+pub struct Pings {
+    child: Child,
+}
+
+impl Pings {
+    /// Starts `ping -n -q` with the given extra words, which say how many to send, to an address.
+    pub fn start(view: &View, words: &str, to: &str) -> Result<Pings> {
+        let mut argv = vec!["ping", "-n", "-q"];
+        argv.extend(words.split_whitespace());
+        argv.push(to);
+        let mut command = netns::command(view, &argv)?;
+        let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        Ok(Pings { child: piped.spawn().context("ping could not be started")? })
+    }
+
+    /// Waits until the last one was answered or given up.
+    pub fn finish(mut self) -> Result<PingReport> {
+        let mut text = String::new();
+        if let Some(mut output) = self.child.stdout.take() {
+            output.read_to_string(&mut text)?;
+        }
+        self.child.wait()?;
+        Ok(PingReport::parse(text))
+    }
+}
+
+impl Drop for Pings {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::binaries::target_directory;
 use crate::command::{ip_batch, run};
 use crate::lab::Lab;
-use crate::netns;
+use crate::{netns, packages};
 
 /// The underlay address of the guest.
 pub const GUEST_V4: &str = "192.0.2.50";
@@ -89,27 +89,21 @@ impl Image {
     }
 }
 
-fn installed(package: &str) -> bool {
-    let asked = Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}", package]).output();
-    asked.is_ok_and(|output| output.stdout == b"installed")
-}
-
 fn install_emulator() -> Result<()> {
-    let missing: Vec<&str> =
-        ["qemu-system-x86", "busybox-static", "kmod"].into_iter().filter(|package| !installed(package)).collect();
+    let mut missing = vec!["qemu-system-x86", "busybox-static", "kmod", "iputils-ping", "wireguard-tools"];
+    missing.retain(|package| !packages::installed(package));
     if missing.is_empty() {
         return Ok(());
     }
-    let mut command = Command::new("apt-get");
-    command.args(["install", "-y", "-q", "--no-install-recommends", "--allow-downgrades"]);
-    command.args(["-o", "DPkg::Lock::Timeout=120"]).args(&missing);
     // A newer qemu-utils (from backports) would keep the emulator out.
-    if installed("qemu-utils") {
+    let older;
+    if missing.contains(&"qemu-system-x86") && packages::installed("qemu-utils") {
         let policy = run(Command::new("apt-cache").args(["policy", "qemu-system-x86"]))?;
         let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
-        command.arg(format!("qemu-utils={}", candidate.ok_or_else(|| anyhow!("no candidate for qemu-system-x86"))?));
+        older = format!("qemu-utils={}", candidate.ok_or_else(|| anyhow!("no candidate for qemu-system-x86"))?);
+        missing.extend(["--allow-downgrades", &older]);
     }
-    run(&mut command).map(drop)
+    packages::install(&missing)
 }
 
 /// The real package behind `linux-image-cloud-amd64`.

@@ -5,7 +5,7 @@ use overlay_netns_harness::{load, netns};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::{Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -162,4 +162,13 @@ pub fn raw_sender(namespace: &str) -> Result<impl Fn(&[u8], SocketAddr) -> std::
         Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).context("opening a raw socket")
     })?;
     Ok(move |packet: &[u8], to: SocketAddr| socket.send_to(packet, &SockAddr::from(to)))
+}
+
+/// A raw socket that sends whole IPv6 packets from a namespace.
+pub fn raw_sender_v6(namespace: &str) -> Result<impl Fn(&[u8], IpAddr) -> std::io::Result<usize>> {
+    let socket = netns::within(namespace, || {
+        let raw = Protocol::from(libc::IPPROTO_RAW);
+        Socket::new(Domain::IPV6, Type::RAW, Some(raw)).context("opening a raw socket")
+    })?;
+    Ok(move |packet: &[u8], to: IpAddr| socket.send_to(packet, &SockAddr::from(SocketAddr::new(to, 0))))
 }

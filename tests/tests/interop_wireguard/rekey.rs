@@ -1,0 +1,140 @@
+//! Sessions that live through their rekey, which is due after two minutes (`REKEY_AFTER_TIME` of the WireGuard paper).
+//!
+//! They run in a lab of their own beside the other tests of this program, so that the two minutes cost little: every
+//! program once as the initiator and once as the responder, with and without a preshared key.
+
+use anyhow::Result;
+use overlay_netns_harness::{Binaries, Pings, wait_for};
+use overlay_tests::{Capture, Foreign, Outer, Program, WireguardDevice, lab_name, wireguard_kind};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::{LIMIT, comes_true, foreign, preshared_key};
+
+/// Ten echoes a second, beyond the two minutes.
+const PINGS: &str = "-i 0.1 -c 1300 -W 20";
+/// No second handshake comes sooner after the first; ends tell its age to a quarter of a second.
+const REKEY: Duration = Duration::from_secs(119);
+
+/// How many handshake initiations went from one host to another.
+type Initiations = Arc<Mutex<BTreeMap<(IpAddr, IpAddr), u32>>>;
+
+struct Session {
+    name: String,
+    device: WireguardDevice,
+    we_start: bool,
+    pings: Pings,
+}
+
+struct Rekey {
+    sessions: Vec<Session>,
+    initiations: Initiations,
+    capture: Capture,
+    started: Instant,
+    foreign: Foreign,
+}
+
+static RUNNING: OnceLock<Mutex<Option<Result<Rekey>>>> = OnceLock::new();
+
+/// Starts the sessions, once.
+pub(crate) fn begin() {
+    RUNNING.get_or_init(|| Mutex::new(Some(start())));
+}
+
+fn start() -> Result<Rekey> {
+    let foreign = Foreign::with_hosts(&lab_name("rekey"), Binaries::for_tests()?, 5)?;
+    // A test that is never run leaves this value in place.
+    foreign.lab.remove_at_exit();
+    let initiations = Initiations::default();
+    let seen = initiations.clone();
+    let capture = Capture::start(foreign.lab.host("h1")?.view().namespace(), move |frame| {
+        let Some(outer) = Outer::parse(frame) else { return false };
+        let initiation = outer.udp().is_some_and(|(_, _, content)| wireguard_kind(content) == Some(1));
+        if initiation {
+            *seen.lock().unwrap_or_else(PoisonError::into_inner).entry((outer.source, outer.target)).or_default() += 1;
+        }
+        initiation
+    })?;
+    let mut devices = Vec::new();
+    let mut sections = String::new();
+    for (place, (program, we_start)) in [
+        (Program::WireguardGo, true),
+        (Program::WireguardGo, false),
+        (Program::BoringtunCli, true),
+        (Program::BoringtunCli, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (host, network) = (format!("h{}", place + 2), u8::try_from(place + 1)?);
+        let device = WireguardDevice::start(&foreign.lab, &host, program, network)?;
+        let (mut ours, mut theirs) = (String::new(), String::new());
+        if we_start {
+            ours = format!("endpoint = \"{}:51820\"\n", device.underlay);
+        } else {
+            theirs = "endpoint 192.0.2.1:51821".to_owned();
+        }
+        // Both initiators with one, both responders without.
+        if we_start {
+            let (our_file, their_file) = preshared_key(&foreign, &host, &host);
+            ours += &format!("preshared_key_file = \"{our_file}\"\n");
+            theirs += &format!(" preshared-key {their_file}");
+        }
+        device.set_peer(&foreign.public_key, &theirs)?;
+        sections += &device.section(&host, &ours);
+        devices.push((host, device, we_start));
+    }
+    foreign.reload(&sections)?;
+    let started = Instant::now();
+    let mut sessions = Vec::new();
+    for (name, device, we_start) in devices {
+        let pings = if we_start {
+            Pings::start(&foreign.container.view, PINGS, &device.inner_v4())?
+        } else {
+            Pings::start(&foreign.lab.view(&name)?, PINGS, &foreign.container.v4.to_string())?
+        };
+        sessions.push(Session { name, device, we_start, pings });
+    }
+    for session in &sessions {
+        let what = format!("the first handshake of {}", session.name);
+        wait_for(&what, LIMIT, || session.device.handshake_age())?;
+    }
+    Ok(Rekey { sessions, initiations, capture, started, foreign })
+}
+
+#[test]
+fn sessions_outlive_their_rekey_without_a_lost_packet() {
+    if foreign("rekey").is_none() {
+        return;
+    }
+    let running = RUNNING.get().unwrap().lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Rekey { sessions, initiations, capture, started, foreign } = running.unwrap().unwrap();
+    let _logs = foreign.lab.logs_on_failure();
+    let h1 = IpAddr::V4(foreign.lab.host("h1").unwrap().underlay_v4());
+    let mut ended = Vec::new();
+    for session in sessions {
+        let report = session.pings.finish().unwrap();
+        let Session { name, device, we_start, .. } = session;
+        let what = format!("{name}: {}, {}", device.program.name(), if we_start { "we start" } else { "they start" });
+        assert_eq!(report.sent, 1300, "{what}: {}", report.text);
+        assert!(report.is_lossless(), "{what}: {}", report.text);
+        let theirs = device.handshake_age().unwrap();
+        let ours = Duration::from_millis(foreign.peer(&name).unwrap().handshake_age_ms.unwrap());
+        for age in [theirs, ours] {
+            assert!(age + REKEY < started.elapsed(), "{what}: the last handshake is {age:?} old");
+        }
+        ended.push((what, device, we_start));
+    }
+    let found = capture.finish();
+    let initiations = initiations.lock().unwrap();
+    for (what, device, we_start) in &ended {
+        let theirs = IpAddr::V4(device.underlay);
+        let (starter, other) = if *we_start { (h1, theirs) } else { (theirs, h1) };
+        let count = |from, to| initiations.get(&(from, to)).copied().unwrap_or(0);
+        assert!(count(starter, other) >= 2, "{what}: {initiations:?} {found:?}");
+        assert_eq!(count(other, starter), 0, "{what}: the side that started the first session starts the next");
+        comes_true("an echo over the new session", || foreign.reaches(&device.inner_v4()));
+    }
+}
