@@ -1,6 +1,8 @@
 //! Shared parts of the system tests.
 
+mod cookies;
 mod foreign;
+mod handshakes;
 mod outer;
 mod overlay;
 mod shared;
@@ -8,8 +10,10 @@ mod snapshot;
 mod traffic;
 mod wireguard;
 
+pub use cookies::{Cookies, Flood};
 pub use foreign::{FOREIGN_V4, FOREIGN_V6, Foreign, make_key};
-pub use outer::{Outer, wireguard_kind};
+pub use handshakes::Initiations;
+pub use outer::{ECN_COMBINED, Outer, wireguard_kind};
 pub use overlay::Overlay;
 pub use shared::{SharedLab, can_have, can_make_namespaces, can_use, lab_name};
 pub use snapshot::{Snapshot, resident_kib};

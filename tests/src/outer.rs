@@ -2,6 +2,15 @@
 
 use std::net::IpAddr;
 
+/// What an inner ECN field becomes at decapsulation (RFC 6040, figure 4): rows by inner and columns by outer bits in
+/// numeric order; nothing where the packet is dropped.
+pub const ECN_COMBINED: [[Option<u8>; 4]; 4] = [
+    [Some(0), Some(0), Some(0), None],
+    [Some(1), Some(1), Some(1), Some(3)],
+    [Some(2), Some(1), Some(2), Some(3)],
+    [Some(3), Some(3), Some(3), Some(3)],
+];
+
 /// The IP header of an Ethernet frame, and what follows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outer<'a> {

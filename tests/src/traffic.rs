@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A server that sends back what it gets, over TCP.
 #[derive(Debug)]
@@ -92,6 +92,9 @@ pub fn udp_socket(namespace: &str, address: SocketAddr) -> Result<UdpSocket> {
     netns::within(namespace, || UdpSocket::bind(address).with_context(|| format!("binding {address}")))
 }
 
+/// How long frames that arrive without a pause are still taken when a capture ends.
+const LAST_FRAMES: Duration = Duration::from_secs(5);
+
 /// Counts the frames on all devices of a namespace that contain some bytes.
 #[derive(Debug)]
 pub struct Capture {
@@ -139,10 +142,23 @@ impl Capture {
     }
 }
 
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
 fn watch(socket: &Socket, stop: &AtomicBool, wanted: impl Fn(&[u8]) -> bool) -> Found {
     let mut buffer = vec![MaybeUninit::<u8>::uninit(); 65536];
     let mut found = Found::default();
+    let mut stopped = None;
     loop {
+        if stop.load(Ordering::Relaxed) && stopped.get_or_insert_with(Instant::now).elapsed() > LAST_FRAMES {
+            return found;
+        }
         match socket.recv(&mut buffer) {
             Ok(length) => {
                 // SAFETY: the kernel has filled `length` bytes.

@@ -2,7 +2,7 @@
 
 use overlay_netns_harness::nft;
 use overlay_tests::{
-    Capture, FOREIGN_V4, FOREIGN_V6, Foreign, Outer, Program, WireguardDevice, udp_socket, wireguard_kind,
+    Capture, ECN_COMBINED, FOREIGN_V4, FOREIGN_V6, Foreign, Outer, Program, WireguardDevice, udp_socket, wireguard_kind,
 };
 use socket2::SockRef;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -81,14 +81,6 @@ fn outer_header_has_ecn_alone_and_is_never_fragmented() {
     }
 }
 
-/// RFC 6040, figure 4: rows by inner and columns by outer bits in numeric order; nothing where the packet is dropped.
-const COMBINED: [[Option<u8>; 4]; 4] = [
-    [Some(0), Some(0), Some(0), None],
-    [Some(1), Some(1), Some(1), Some(3)],
-    [Some(2), Some(1), Some(2), Some(3)],
-    [Some(3), Some(3), Some(3), Some(3)],
-];
-
 /// Makes the switch write these ECN bits into every outer header from `h2` to `h1`.
 fn mark(foreign: &Foreign, ecn: u8) {
     let name = ["not-ect", "ect1", "ect0", "ce"][usize::from(ecn)];
@@ -146,7 +138,7 @@ fn congestion_marked_on_the_underlay_reaches_the_receiver() {
             }
             let expected: Vec<(u8, u8)> = [0, 1, 2, 3, 1u8]
                 .into_iter()
-                .filter_map(|inner| COMBINED[usize::from(inner)][usize::from(outer)].map(|ecn| (inner, EF | ecn)))
+                .filter_map(|inner| ECN_COMBINED[usize::from(inner)][usize::from(outer)].map(|ecn| (inner, EF | ecn)))
                 .collect();
             for _ in &expected {
                 receiver.recv(&mut [0; 16]).unwrap_or_else(|error| panic!("outer {outer:02b}: {error}"));

@@ -5,10 +5,9 @@
 
 use anyhow::Result;
 use overlay_netns_harness::{Binaries, Pings, wait_for};
-use overlay_tests::{Capture, Foreign, Outer, Program, WireguardDevice, lab_name, wireguard_kind};
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use overlay_tests::{Foreign, Initiations, Program, WireguardDevice, lab_name};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::{LIMIT, comes_true, foreign, preshared_key};
@@ -17,9 +16,6 @@ use crate::{LIMIT, comes_true, foreign, preshared_key};
 const PINGS: &str = "-i 0.1 -c 1300 -W 20";
 /// No second handshake comes sooner after the first; ends tell its age to a quarter of a second.
 const REKEY: Duration = Duration::from_secs(119);
-
-/// How many handshake initiations went from one host to another.
-type Initiations = Arc<Mutex<BTreeMap<(IpAddr, IpAddr), u32>>>;
 
 struct Session {
     name: String,
@@ -31,7 +27,6 @@ struct Session {
 struct Rekey {
     sessions: Vec<Session>,
     initiations: Initiations,
-    capture: Capture,
     started: Instant,
     foreign: Foreign,
 }
@@ -47,16 +42,7 @@ fn start() -> Result<Rekey> {
     let foreign = Foreign::with_hosts(&lab_name("rekey"), Binaries::for_tests()?, 5)?;
     // A test that is never run leaves this value in place.
     foreign.lab.remove_at_exit();
-    let initiations = Initiations::default();
-    let seen = initiations.clone();
-    let capture = Capture::start(foreign.lab.host("h1")?.view().namespace(), move |frame| {
-        let Some(outer) = Outer::parse(frame) else { return false };
-        let initiation = outer.udp().is_some_and(|(_, _, content)| wireguard_kind(content) == Some(1));
-        if initiation {
-            *seen.lock().unwrap_or_else(PoisonError::into_inner).entry((outer.source, outer.target)).or_default() += 1;
-        }
-        initiation
-    })?;
+    let initiations = Initiations::watch(foreign.lab.host("h1")?.view().namespace())?;
     let mut devices = Vec::new();
     let mut sections = String::new();
     for (place, (program, we_start)) in [
@@ -101,7 +87,7 @@ fn start() -> Result<Rekey> {
         let what = format!("the first handshake of {}", session.name);
         wait_for(&what, LIMIT, || session.device.handshake_age())?;
     }
-    Ok(Rekey { sessions, initiations, capture, started, foreign })
+    Ok(Rekey { sessions, initiations, started, foreign })
 }
 
 #[test]
@@ -110,7 +96,7 @@ fn sessions_outlive_their_rekey_without_a_lost_packet() {
         return;
     }
     let running = RUNNING.get().unwrap().lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Rekey { sessions, initiations, capture, started, foreign } = running.unwrap().unwrap();
+    let Rekey { sessions, initiations, started, foreign } = running.unwrap().unwrap();
     let _logs = foreign.lab.logs_on_failure();
     let h1 = IpAddr::V4(foreign.lab.host("h1").unwrap().underlay_v4());
     let mut ended = Vec::new();
@@ -127,14 +113,13 @@ fn sessions_outlive_their_rekey_without_a_lost_packet() {
         }
         ended.push((what, device, we_start));
     }
-    let found = capture.finish();
-    let initiations = initiations.lock().unwrap();
     for (what, device, we_start) in &ended {
-        let theirs = IpAddr::V4(device.underlay);
-        let (starter, other) = if *we_start { (h1, theirs) } else { (theirs, h1) };
-        let count = |from, to| initiations.get(&(from, to)).copied().unwrap_or(0);
-        assert!(count(starter, other) >= 2, "{what}: {initiations:?} {found:?}");
-        assert_eq!(count(other, starter), 0, "{what}: the side that started the first session starts the next");
+        let ours = SocketAddr::new(h1, 51821);
+        let theirs = SocketAddr::new(device.underlay.into(), 51820);
+        let (starter, other) = if *we_start { (ours, theirs) } else { (theirs, ours) };
+        assert!(initiations.count(starter, other) >= 2, "{what}: {initiations:?}");
+        let turned = initiations.count(other, starter);
+        assert_eq!(turned, 0, "{what}: the side that started the first session starts the next");
         comes_true("an echo over the new session", || foreign.reaches(&device.inner_v4()));
     }
 }
