@@ -4,7 +4,8 @@ use anyhow::{Context as _, Result};
 use overlay_netns_harness::netns::{self, View};
 use overlay_netns_harness::{Lab, ip_batch, packages, run_in, wait_for};
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::fs;
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -77,16 +78,22 @@ impl WireguardDevice {
     /// Starts a program on a host, with the addresses 10.99.N.1 and fd99:0:0:N::1 inside the tunnel.
     pub fn start(lab: &Lab, host: &str, program: Program, network: u8) -> Result<WireguardDevice> {
         let public_key = make_key(lab, host, KEY_FILE)?;
+        let socket = lab.host(host)?.path("/run/wireguard/wg0.sock");
+        // That of a killed one: `wg` would remove it, and in an unlucky moment the new one.
+        if let Err(error) = fs::remove_file(&socket)
+            && error.kind() != ErrorKind::NotFound
+        {
+            return Err(error).context("removing the socket of an earlier device");
+        }
         let argv = program.command()?;
         let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
         let mut command = lab.command(host, &argv)?;
         let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = quiet.spawn().with_context(|| format!("{argv:?} could not be started"))?;
         let host = lab.host(host)?;
-        let (view, socket) = (host.view().clone(), host.path("/run/wireguard/wg0.sock"));
-        let underlay = host.underlay_v4();
+        let (view, underlay) = (host.view().clone(), host.underlay_v4());
         let device = WireguardDevice { view, child, socket, network, program, public_key, underlay };
-        let up = || device.wg("show wg0").is_ok().then_some(());
+        let up = || device.show().map(drop);
         wait_for(&format!("wg0 of {} to answer", program.name()), Duration::from_secs(20), up)?;
         device.wg(&format!("set wg0 private-key {KEY_FILE} listen-port 51820"))?;
         ip_batch(
