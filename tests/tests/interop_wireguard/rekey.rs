@@ -1,13 +1,14 @@
 //! Sessions that live through their rekey, which is due after two minutes (`REKEY_AFTER_TIME` of the WireGuard paper).
 //!
 //! They run in a lab of their own beside the other tests of this program, so that the two minutes cost little: every
-//! program once as the initiator and once as the responder, with and without a preshared key.
+//! program once as the initiator and once as the responder, with and without a preshared key. A peer that is silent for
+//! longer than the ninety seconds of `REKEY_ATTEMPT_TIME` waits there as well.
 
 use anyhow::Result;
 use overlay_netns_harness::{Binaries, Pings, wait_for};
 use overlay_tests::{Foreign, Initiations, Program, WireguardDevice, lab_name};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::{LIMIT, comes_true, foreign, preshared_key};
@@ -26,20 +27,27 @@ struct Session {
 
 struct Rekey {
     sessions: Vec<Session>,
+    /// It does not know us yet, and we try to reach it.
+    silent: WireguardDevice,
     initiations: Initiations,
     started: Instant,
     foreign: Foreign,
 }
 
-static RUNNING: OnceLock<Mutex<Option<Result<Rekey>>>> = OnceLock::new();
+static RUNNING: OnceLock<Mutex<Result<Rekey>>> = OnceLock::new();
 
 /// Starts the sessions, once.
 pub(crate) fn begin() {
-    RUNNING.get_or_init(|| Mutex::new(Some(start())));
+    RUNNING.get_or_init(|| Mutex::new(start()));
+}
+
+fn running() -> Option<MutexGuard<'static, Result<Rekey>>> {
+    drop(foreign("rekey")?);
+    Some(RUNNING.get().unwrap().lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn start() -> Result<Rekey> {
-    let foreign = Foreign::with_hosts(&lab_name("rekey"), Binaries::for_tests()?, 5)?;
+    let foreign = Foreign::with_hosts(&lab_name("rekey"), Binaries::for_tests()?, 6)?;
     // A test that is never run leaves this value in place.
     foreign.lab.remove_at_exit();
     let initiations = Initiations::watch(foreign.lab.host("h1")?.view().namespace())?;
@@ -72,6 +80,9 @@ fn start() -> Result<Rekey> {
         sections += &device.section(&host, &ours);
         devices.push((host, device, we_start));
     }
+    let silent = WireguardDevice::start(&foreign.lab, "h6", Program::WireguardGo, 5)?;
+    let keepalive = format!("endpoint = \"{}:51820\"\npersistent_keepalive = 1", silent.underlay);
+    sections += &silent.section("h6", &keepalive);
     foreign.reload(&sections)?;
     let started = Instant::now();
     let mut sessions = Vec::new();
@@ -87,16 +98,14 @@ fn start() -> Result<Rekey> {
         let what = format!("the first handshake of {}", session.name);
         wait_for(&what, LIMIT, || session.device.handshake_age())?;
     }
-    Ok(Rekey { sessions, initiations, started, foreign })
+    Ok(Rekey { sessions, silent, initiations, started, foreign })
 }
 
 #[test]
 fn sessions_outlive_their_rekey_without_a_lost_packet() {
-    if foreign("rekey").is_none() {
-        return;
-    }
-    let running = RUNNING.get().unwrap().lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Rekey { sessions, initiations, started, foreign } = running.unwrap().unwrap();
+    let Some(mut running) = running() else { return };
+    let Rekey { sessions, initiations, started, foreign, .. } = running.as_mut().unwrap();
+    let sessions = std::mem::take(sessions);
     let _logs = foreign.lab.logs_on_failure();
     let h1 = IpAddr::V4(foreign.lab.host("h1").unwrap().underlay_v4());
     let mut ended = Vec::new();
@@ -122,4 +131,17 @@ fn sessions_outlive_their_rekey_without_a_lost_packet() {
         assert_eq!(turned, 0, "{what}: the side that started the first session starts the next");
         comes_true("an echo over the new session", || foreign.reaches(&device.inner_v4()));
     }
+}
+
+#[test]
+fn silent_peer_with_keepalive_is_tried_for_ever() {
+    let Some(running) = running() else { return };
+    let Rekey { silent, started, foreign, .. } = running.as_ref().unwrap();
+    let _logs = foreign.lab.logs_on_failure();
+    let given_up = Duration::from_secs(100);
+    wait_for("a handshake to be given up", 2 * given_up, || (started.elapsed() > given_up).then_some(())).unwrap();
+    assert_eq!(silent.handshake_age(), None);
+    // It learns of us without our address: only we can begin.
+    silent.set_peer(&foreign.public_key, "").unwrap();
+    comes_true("a handshake without traffic", || silent.handshake_age().is_some());
 }
