@@ -11,6 +11,7 @@ use overlay_routing::gossip::MemberView;
 use overlay_routing::ownership::Owner;
 use overlay_routing::rib::Rib;
 use overlay_wire::gossip::PlainStatus;
+use overlay_wire::gre::ReceiveSequence;
 use overlay_wire::{Encapsulation, HostId, Mtu, PeerIndex, Prefix};
 
 use crate::core::Core;
@@ -348,6 +349,9 @@ fn gone(peer: Arc<Peer>, mtu: Mtu) -> (PathPeer, PeerInfo) {
         state.tunnel = None;
         state.public_key = None;
         state.path = None;
+        // When it comes back it is new, as a tunnel device that was deleted and made again.
+        state.gre_sequence = 0;
+        state.gre_received = ReceiveSequence::default();
     }
     let info = PeerInfo { name: peer.name.clone(), inner_mtu: mtu, authenticated: false, member: false };
     let path = PathPeer {
