@@ -186,7 +186,19 @@ impl Checker {
             return Err(self.sorted());
         }
         let Parts { node, overlay, members, peers, policy } = parts;
-        Ok(Config { node, overlay, plumbing, members, peers, policy, limits, paths, log, metrics, origins: self.origins })
+        Ok(Config {
+            node,
+            overlay,
+            plumbing,
+            members,
+            peers,
+            policy,
+            limits,
+            paths,
+            log,
+            metrics,
+            origins: self.origins,
+        })
     }
 
     fn sorted(mut self) -> Problems {
