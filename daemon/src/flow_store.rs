@@ -31,7 +31,7 @@ const MAGIC: [u8; 8] = *b"ovlflows";
 const VERSION: u16 = 1;
 const HEADER_BYTES: usize = 52;
 const CHECKSUM_BYTES: usize = 32;
-/// Flows written at most, those that both sides agreed to first: the default size of the table, about 36 MB.
+/// Flows written at most, those that both sides agreed to first: the default size of the table, about 35 MB.
 const MAX_FLOWS: usize = 262_144;
 /// Packets passed after the file was written, or may have; or not every flow found room in it.
 const MARK_RUNNING: u16 = 1;
