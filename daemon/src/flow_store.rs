@@ -252,7 +252,7 @@ impl FlowStore {
         let outcome = BootTime::now().map_err(FlowFileError::from).and_then(|clock| self.load(clock));
         let restored = match outcome {
             Ok(Loaded::Nothing) => return Ok(None),
-            Ok(Loaded::EarlierBoot) => Ok(Some(format!("{shown} is of an earlier boot and was left aside"))),
+            Ok(Loaded::EarlierBoot) => Ok(Some(format!("{shown} is of an earlier boot and is not used"))),
             Ok(Loaded::Flows { bytes, saved, gap }) => {
                 let restored = table.restore(&bytes, saved, gap, Instant::now());
                 Ok(Some(told(restored, saved, gap)))
