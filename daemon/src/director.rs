@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use overlay_config::{Applies, Config};
@@ -283,9 +284,13 @@ impl Director {
                 };
                 match &outcome {
                     Ok(changes) => {
+                        self.core.reloads.applied.fetch_add(1, Relaxed);
                         self.core.events.info("config-reloaded", None, format!("{} values changed", changes.len()));
                     }
-                    Err(error) => self.core.events.warn("config-refused", None, error.why.clone()),
+                    Err(error) => {
+                        self.core.reloads.refused.fetch_add(1, Relaxed);
+                        self.core.events.warn("config-refused", None, error.why.clone());
+                    }
                 }
                 let _ = done.send(outcome);
             }

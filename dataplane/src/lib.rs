@@ -26,7 +26,7 @@ mod verdict;
 #[cfg(test)]
 mod testing;
 
-pub use conntrack::{Conntrack, FlowSelector, FlowSnapshot, FlowState};
+pub use conntrack::{Conntrack, Cursor, FLOW_BYTES, FlowSelector, FlowSnapshot, FlowState, Pass, Restored, SavedWhile};
 pub use engine::{Engine, Limits};
 pub use explain::{Outcome, Stage, Step, explain};
 pub use path::End;

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::binaries::target_directory;
 use crate::command::run;
+use crate::debian::{Quiet, disable_services};
 
 /// Whether dpkg says that a package is installed.
 pub fn installed(package: &str) -> bool {
@@ -19,11 +20,12 @@ pub fn exists(program: &str) -> bool {
     path.split(':').chain(["/usr/sbin", "/sbin"]).any(|directory| Path::new(directory).join(program).is_file())
 }
 
-/// Installs packages through `apt-get`, at the second try with fresh lists; `words` are packages and further options.
+/// Installs packages through `apt-get` for their programs alone, at the second try with fresh lists; `words` are packages and further options.
 pub fn install(words: &[&str]) -> Result<()> {
     if !exists("apt-get") {
         bail!("these Debian packages are missing: {}", words.join(" "));
     }
+    let _quiet = Quiet::ask()?;
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
         command.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "-o", "DPkg::Lock::Timeout=120"]);
@@ -32,8 +34,8 @@ pub fn install(words: &[&str]) -> Result<()> {
     let install = [&["-y", "--no-install-recommends", "install"], words].concat();
     apt(&install)
         .or_else(|_| apt(&["update"]).and_then(|_| apt(&install)))
-        .map(drop)
-        .with_context(|| format!("apt-get could not install {}", words.join(" ")))
+        .with_context(|| format!("apt-get could not install {}", words.join(" ")))?;
+    disable_services(words)
 }
 
 /// The program `boringtun-cli`, installed from crates.io into the build directory once.

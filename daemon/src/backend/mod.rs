@@ -3,6 +3,7 @@
 mod change;
 mod endpoints;
 mod look;
+mod metrics;
 mod pings;
 mod policy;
 mod routes;

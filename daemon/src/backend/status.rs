@@ -16,10 +16,11 @@ use overlay_routing::ownership::Owner;
 use overlay_wire::{Encapsulation, Mtu, Prefix};
 
 use super::Api;
+use crate::core::Core;
 use crate::device::Offload;
 use crate::peers::{Peer, PeerKind};
 use crate::probe;
-use crate::shared::WorkerCommand;
+use crate::shared::{WorkerCommand, WorkerReport};
 use crate::snapshot::PathPeer;
 
 /// A foreign peer that sent nothing for this long is no longer known to be up: two keepalives of the longest usual kind
@@ -44,7 +45,7 @@ impl Api {
     }
 
     /// What start-up still waits for; nothing once it was complete.
-    fn missing(&self) -> Vec<String> {
+    pub(super) fn missing(&self) -> Vec<String> {
         let missing = self.missing_now();
         if self.core.was_ready.load(Relaxed) {
             return Vec::new();
@@ -73,20 +74,9 @@ impl Api {
     pub(super) async fn status(&self) -> Status {
         let core = &self.core;
         let config = core.config.load();
-        let counters = self.counters().await.unwrap_or_default();
+        let counters = self.report().await.unwrap_or_default().engine;
         let peers = self.peers();
-        let mut problems: Vec<Problem> = core
-            .plumbing
-            .problems()
-            .into_iter()
-            .map(|problem| Problem {
-                code: problem.code.to_ascii_uppercase(),
-                what: problem.what,
-                why: problem.why,
-                next: problem.next,
-            })
-            .collect();
-        problems.extend(self.host_problems());
+        let problems = self.all_problems();
         let down = peers.iter().filter(|peer| peer.data == DataState::Down).count();
         let health = if !peers.is_empty() && down == peers.len() {
             Health::Unhealthy
@@ -121,7 +111,19 @@ impl Api {
         }
     }
 
-    pub(super) async fn counters(&self) -> Option<Counters> {
+    /// Everything that is wrong with this host.
+    pub(super) fn all_problems(&self) -> Vec<Problem> {
+        let plumbing = self.core.plumbing.problems().into_iter().map(|problem| Problem {
+            code: problem.code.to_ascii_uppercase(),
+            what: problem.what,
+            why: problem.why,
+            next: problem.next,
+        });
+        plumbing.chain(self.host_problems()).collect()
+    }
+
+    /// What the worker did; `None` when it does not answer.
+    pub(super) async fn report(&self) -> Option<WorkerReport> {
         let (answer, answered) = tokio::sync::oneshot::channel();
         if !self.core.worker.send(WorkerCommand::Counters(answer)) {
             return None;
@@ -138,7 +140,19 @@ impl Api {
     fn host_problems(&self) -> Vec<Problem> {
         let core = &self.core;
         let config = core.config.load();
-        let mut problems: Vec<Problem> = core.uapi_problem.get().cloned().into_iter().collect();
+        let mut problems: Vec<Problem> =
+            core.uapi_problem.get().into_iter().chain(core.metrics_problem.get()).cloned().collect();
+        if let Some(why) = core.flow_saves.problem.lock().clone() {
+            problems.push(Problem {
+                code: "FLOWS_NOT_SAVED".to_owned(),
+                what: "tracked flows cannot be saved for a restart".to_owned(),
+                why,
+                next: format!(
+                    "make room, or make {} writable for the daemon's user; until then a restart forgets what passes by state",
+                    config.paths.state_dir.display()
+                ),
+            });
+        }
         if config.overlay.offload && core.offload == Offload::None {
             problems.push(Problem {
                 code: "NO_OFFLOAD".to_owned(),
@@ -223,11 +237,7 @@ impl Api {
                 status.public_key = Some(PublicKey(*key));
             }
             status.subnets = subnets(Owner::Foreign(place as u32));
-            let age = core.age_of(peer.counters.last_rx_ms.load(std::sync::atomic::Ordering::Relaxed), now);
-            status.data = match age {
-                Some(age) if age < FOREIGN_IDLE => DataState::Up,
-                _ => DataState::Idle,
-            };
+            status.data = foreign_state(core, &peer, now);
             foreign.push(status);
         }
         foreign.sort_by(|a, b| a.name.cmp(&b.name));
@@ -268,11 +278,7 @@ impl Api {
 
     fn add_probes(&self, status: &mut PeerStatus, peer: &Peer, now: Instant) {
         let probes = peer.probes.lock();
-        status.data = match probes.state() {
-            probe::DataState::Up => DataState::Up,
-            probe::DataState::Down => DataState::Down,
-            probe::DataState::Unknown => DataState::Idle,
-        };
+        status.data = data_state(probes.state());
         status.rtt_us = probes.round_trip().map(|rtt| rtt.as_micros() as u64);
         if probes.state() != probe::DataState::Unknown {
             status.loss_percent = Some((probes.loss(now) * 1000.0).round() / 10.0);
@@ -280,7 +286,24 @@ impl Api {
     }
 }
 
-fn control_state(state: MemberState) -> ControlState {
+/// What probes of a member say.
+pub(super) fn data_state(state: probe::DataState) -> DataState {
+    match state {
+        probe::DataState::Up => DataState::Up,
+        probe::DataState::Down => DataState::Down,
+        probe::DataState::Unknown => DataState::Idle,
+    }
+}
+
+/// What the last packet of a foreign peer says.
+pub(super) fn foreign_state(core: &Core, peer: &Peer, now: Instant) -> DataState {
+    match core.age_of(peer.counters.last_rx_ms.load(Relaxed), now) {
+        Some(age) if age < FOREIGN_IDLE => DataState::Up,
+        _ => DataState::Idle,
+    }
+}
+
+pub(super) fn control_state(state: MemberState) -> ControlState {
     match state {
         MemberState::New => ControlState::Unknown,
         MemberState::Up => ControlState::Up,

@@ -15,6 +15,8 @@ pub(crate) const TEST: &[Need] = &[
     ("ping", "iputils-ping"),
     ("wireguard-go", "wireguard-go"),
     ("wg", "wireguard-tools"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
 ];
 /// What the measurements need.
 pub(crate) const BENCH: &[Need] = &[
