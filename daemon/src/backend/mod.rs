@@ -5,6 +5,7 @@ mod endpoints;
 mod look;
 mod pings;
 mod policy;
+mod problems;
 mod routes;
 mod status;
 

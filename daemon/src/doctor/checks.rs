@@ -213,10 +213,21 @@ fn mtu(config: &PlumbingConfig, facts: &Facts) -> Check {
         return Check::skipped(name, "no peer's address is known, so the way to peers is not");
     };
     let room = narrow.mtu.saturating_sub(facts.inputs.overhead);
+    if uses(config, Family::V6) && config.mtu < IPV6_MIN_MTU {
+        let why = format!("the overlay MTU {} is below {IPV6_MIN_MTU}: the kernel has IPv6 off on it", config.mtu);
+        let advice = format!("set mtu = {IPV6_MIN_MTU} or more under [overlay] and restart, or leave it out");
+        return Check::advised(name, why, advice);
+    }
     if uses(config, Family::V6) && room < IPV6_MIN_MTU {
-        let why =
-            format!("{} has MTU {}: {room} bytes remain inside, IPv6 needs {IPV6_MIN_MTU}", narrow.name, narrow.mtu);
-        return Check::advised(name, why, format!("ip link set {} mtu 1500, if the network carries it", narrow.name));
+        let why = format!(
+            "{} has MTU {}: {room} bytes remain inside, so IPv6 packets of {} to {IPV6_MIN_MTU} bytes go in two fragments",
+            narrow.name,
+            narrow.mtu,
+            room + 1
+        );
+        let enough = IPV6_MIN_MTU + facts.inputs.overhead;
+        let advice = format!("ip link set {} mtu {enough}, or more, if the network carries it", narrow.name);
+        return Check::advised(name, why, advice);
     }
     if config.mtu > room {
         let why = format!(

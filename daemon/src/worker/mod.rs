@@ -23,6 +23,7 @@ use crate::snapshot::Snapshot;
 use crate::underlay::{Family, RawProtocol};
 use inbound::Inbound;
 use transmit::{Held, Transmitter};
+pub(crate) use transmit::needs_fragments;
 pub use transmit::{Outgoing, SendSockets};
 
 /// Super-packets read in one turn.
