@@ -45,7 +45,7 @@ fn matrix(encapsulation: &str, underlay: u32) {
     })
     .unwrap_or_else(|error| panic!("{error}: {:?}", overlay.peer("h1", "h2")));
     assert!(!says_fragmented(&overlay, "h1", "h2"), "IPv6 fits and is said to be fragmented");
-    stream(from, to, 8 << 20);
+    stream(&overlay, from, to, 8 << 20);
 
     // Without DF a packet larger than the path is fragmented and answered every time.
     let report = ping(&from.view, "-c 100 -i 0.005 -W 2 -s 1472 -M dont", &to.v4.to_string()).unwrap();
@@ -109,10 +109,12 @@ fn smaller_tun_of_the_peer_limits_the_path() {
 }
 
 /// Sends bytes over both IP versions and compares what arrives.
-fn stream(from: &Container, to: &Container, bytes: u64) {
+fn stream(overlay: &Overlay, from: &Container, to: &Container, bytes: u64) {
     for address in [IpAddr::V4(to.v4), IpAddr::V6(to.v6)] {
         let server = Server::start(to.view.namespace(), SocketAddr::new(address, 0)).unwrap();
-        load::send(from.view.namespace(), server.address(), Amount::Bytes(bytes), Content::Verified).unwrap();
+        load::send(from.view.namespace(), server.address(), Amount::Bytes(bytes), Content::Verified).unwrap_or_else(
+            |error| panic!("{error:#}; drops: {:?}", ["h1", "h2"].map(|host| overlay.status(host).map(|s| s.drops))),
+        );
     }
 }
 
@@ -181,7 +183,7 @@ fn small(encapsulation: &str, underlay: u32, family: Family) {
         assert!(exactly.iter().any(|text| told.text.contains(text)), "wanted mtu {inner}: {}", told.text);
         let exact = ping(&from.view, &format!("-c 5 -i 0.02 -W 2 -s {} -M do", inner - 28), &to.v4.to_string()).unwrap();
         assert!(exact.is_lossless(), "{}", exact.text);
-        stream(from, to, 4 << 20);
+        stream(&overlay, from, to, 4 << 20);
         let found = watched.finish();
         assert!(found.frames > 100, "{found:?}: the capture saw no traffic");
         assert_eq!(found.matches, 0, "{found:?}");
