@@ -127,8 +127,7 @@ impl HandshakeThread {
         while let Some(mut packet) = state.next_held(now) {
             let len = packet.len();
             let fits = len <= inner_mtu;
-            let fragments =
-                if fits { OuterFragments::Never } else { needs_fragments(packet.first().copied(), len) };
+            let fragments = if fits { OuterFragments::Never } else { needs_fragments(packet.first().copied(), len) };
             packet.resize(len.next_multiple_of(16).min(inner_mtu.max(len)), 0);
             let Some(tunnel) = state.tunnel.as_mut() else { return };
             let Ok(sealed) = tunnel.seal(&packet, &mut self.sealed) else { return };

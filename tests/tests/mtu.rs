@@ -154,7 +154,8 @@ fn small(encapsulation: &str, underlay: u32, family: Family) {
     let containers = [overlay.container("h1c1"), overlay.container("h2c1")];
     let hosts = [overlay.lab.host("h1").unwrap(), overlay.lab.host("h2").unwrap()];
 
-    for ((from, to), (host, peer)) in [(0, 1), (1, 0)].map(|(a, b)| ((containers[a], containers[b]), (hosts[a], hosts[b])))
+    for ((from, to), (host, peer)) in
+        [(0, 1), (1, 0)].map(|(a, b)| ((containers[a], containers[b]), (hosts[a], hosts[b])))
     {
         wait_for(&format!("{} to carry packets as configured", host.name()), LIMIT, || {
             let known = overlay.peer(host.name(), peer.name()).ok()?;
@@ -181,7 +182,8 @@ fn small(encapsulation: &str, underlay: u32, family: Family) {
         let told = ping(&from.view, "-c 2 -i 0.05 -W 1 -s 1252 -M do", &to.v4.to_string()).unwrap();
         let exactly = [format!("mtu = {inner}"), format!("mtu={inner}"), format!("mtu: {inner}")];
         assert!(exactly.iter().any(|text| told.text.contains(text)), "wanted mtu {inner}: {}", told.text);
-        let exact = ping(&from.view, &format!("-c 5 -i 0.02 -W 2 -s {} -M do", inner - 28), &to.v4.to_string()).unwrap();
+        let exact =
+            ping(&from.view, &format!("-c 5 -i 0.02 -W 2 -s {} -M do", inner - 28), &to.v4.to_string()).unwrap();
         assert!(exact.is_lossless(), "{}", exact.text);
         stream(&overlay, from, to, 4 << 20);
         let found = watched.finish();

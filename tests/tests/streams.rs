@@ -42,7 +42,8 @@ fn streams_of_odd_writes_lose_nothing_to_connection_tracking() {
     let binaries = Binaries::for_tests().unwrap();
     for encapsulation in ["wireguard", "gre", "ipip"] {
         let name = lab_name(&format!("st{}", &encapsulation[..2]));
-        let overlay = Overlay::start(&name, binaries.clone(), &HostSpec::numbered(2), 1, encapsulation, |_| ()).unwrap();
+        let overlay =
+            Overlay::start(&name, binaries.clone(), &HostSpec::numbered(2), 1, encapsulation, |_| ()).unwrap();
         let _logs = overlay.lab.logs_on_failure();
         for offload in ["off", "on"] {
             for host in ["h1", "h2"] {

@@ -100,11 +100,8 @@ pub(super) fn set_outer_fragments(fd: RawFd, ipv4: bool, fragments: OuterFragmen
         OuterFragments::Never => PMTUDISC_PROBE,
         OuterFragments::Allowed => PMTUDISC_DONT,
     };
-    let (level, name) = if ipv4 {
-        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
-    } else {
-        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
-    };
+    let (level, name) =
+        if ipv4 { (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER) } else { (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER) };
     // The kernel takes both values on any socket of the family; were it not to, the datagram is refused and counted.
     if let Err(error) = set_int(&fd, level, name, value) {
         tracing::debug!(cause = %error, "DF not changed");

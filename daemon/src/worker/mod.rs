@@ -22,8 +22,8 @@ use crate::shared::{SharedRef, WorkerCommand, WorkerEvent};
 use crate::snapshot::Snapshot;
 use crate::underlay::{Family, RawProtocol};
 use inbound::Inbound;
-use transmit::{Held, Transmitter};
 pub(crate) use transmit::needs_fragments;
+use transmit::{Held, Transmitter};
 pub use transmit::{Outgoing, SendSockets};
 
 /// Super-packets read in one turn.

@@ -60,7 +60,11 @@ impl Outgoing<'_> {
     /// its minimum.
     #[inline]
     fn fragments(&self, inner_mtu: usize) -> OuterFragments {
-        if self.longest() <= inner_mtu { OuterFragments::Never } else { needs_fragments(self.first_byte(), self.longest()) }
+        if self.longest() <= inner_mtu {
+            OuterFragments::Never
+        } else {
+            needs_fragments(self.first_byte(), self.longest())
+        }
     }
 
     #[inline]
