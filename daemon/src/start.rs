@@ -536,6 +536,7 @@ fn director(
         endpoints,
         learned: None,
         loop_told: None,
+        listeners: Vec::new(),
     })
 }
 

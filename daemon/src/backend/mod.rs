@@ -1,5 +1,6 @@
 //! What requests on the control socket mean.
 
+mod ask;
 mod change;
 mod endpoints;
 mod look;

@@ -5,6 +5,7 @@
 
 mod address;
 pub mod receive;
+pub mod refusal;
 pub mod route;
 pub mod send;
 pub mod socket;
