@@ -139,7 +139,6 @@ impl Director {
 
     /// Sends what gossip wants sent, records what it reports, and rebuilds when that matters.
     fn drain(&mut self, force: bool) {
-        self.transmit();
         let mut changed = force;
         let mut moved = Vec::new();
         while let Some(event) = self.gossip.poll_event() {
@@ -159,8 +158,9 @@ impl Director {
             for (host, endpoint) in moved {
                 self.move_path(host, endpoint);
             }
-            self.transmit();
         }
+        // Last, so that what an answer says of this host is in force before the answer leaves.
+        self.transmit();
     }
 
     /// Hands what a member said to those who asked.
@@ -293,6 +293,7 @@ impl Director {
             GossipEvent::RecordChanged { .. }
             | GossipEvent::SourceValidated { .. }
             | GossipEvent::PlainStatusChanged { .. }
+            | GossipEvent::PlainStatusHeard { .. }
             | GossipEvent::VerdictsReceived { .. }
             | GossipEvent::CheckAnswered { .. }
             | GossipEvent::ClockAsked { .. }
@@ -476,6 +477,7 @@ fn matters(event: &GossipEvent) -> bool {
         | GossipEvent::EndpointChanged { .. }
         | GossipEvent::SourceValidated { .. }
         | GossipEvent::PlainStatusChanged { .. }
+        | GossipEvent::PlainStatusHeard { .. }
         | GossipEvent::RoutesChanged
         | GossipEvent::RouteRefused(_)
         | GossipEvent::VerdictsReceived { .. } => true,

@@ -112,8 +112,10 @@ impl Builder<'_> {
         let mine = asked_for(ours);
         // Both ends must ask for a plain kind, and then the stronger of the two is used.
         let plain_kind = mine.zip(theirs).map(|(mine, theirs)| mine.max(theirs));
+        // Accepted as soon as both have asked, sent only when the other has heard us ask: so it accepts by then.
+        let heard = view.plain_heard == ours;
         let (encapsulation, plain) = match (plain_kind, plain_to) {
-            (Some(kind), Some(destination)) => (kind, Some(destination)),
+            (Some(kind), Some(destination)) if heard => (kind, Some(destination)),
             _ => (Encapsulation::Wireguard, None),
         };
         let gre = GreOptions {

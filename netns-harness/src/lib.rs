@@ -29,5 +29,5 @@ pub use command::{ip, ip_batch, nft, run, run_in};
 pub use daemon::{CONFIG_PATH, SOCKET_PATH};
 pub use impair::Impairment;
 pub use lab::{Container, Host, HostSpec, Lab, LogsOnFailure, Topology};
-pub use ping::{PingReport, ping};
+pub use ping::{PingReport, Pinging, ping};
 pub use wait::{WaitError, wait_for};

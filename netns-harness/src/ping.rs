@@ -1,6 +1,7 @@
 //! Pings from a namespace, with the summary read back.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use std::process::{Child, Stdio};
 
 use crate::netns::{self, View};
 
@@ -50,6 +51,43 @@ pub fn ping(view: &View, words: &str, to: &str) -> Result<PingReport> {
         // 1: no reply, or an error from a router, or the message is too long for the device.
         Some(0 | 1 | 124) => Ok(PingReport::parse(text)),
         _ => bail!("ping {words} {to}: {text}"),
+    }
+}
+
+/// A `ping` that runs beside what happens meanwhile, for a minute at most.
+#[derive(Debug)]
+pub struct Pinging {
+    child: Option<Child>,
+}
+
+impl Pinging {
+    /// Starts `ping -n` with the given extra words.
+    pub fn start(view: &View, words: &str, to: &str) -> Result<Pinging> {
+        let mut argv = vec!["ping", "-n", "-w", "60"];
+        argv.extend(words.split_whitespace());
+        argv.push(to);
+        let mut command = netns::command(view, &argv)?;
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        Ok(Pinging { child: Some(child.context("ping could not be started")?) })
+    }
+
+    /// Ends it and reads what it counted.
+    pub fn finish(mut self) -> Result<PingReport> {
+        let child = self.child.take().context("it was ended before")?;
+        let id = libc::pid_t::try_from(child.id()).context("a process id")?;
+        // SAFETY: the process was started here and has not been waited for, so the number is still its own.
+        unsafe { libc::kill(id, libc::SIGINT) };
+        let output = child.wait_with_output()?;
+        Ok(PingReport::parse(String::from_utf8_lossy(&output.stdout).into_owned()))
+    }
+}
+
+impl Drop for Pinging {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -57,8 +57,9 @@ impl Gossip {
         let Some(peer) = self.peers.get_mut(&host) else { return };
         let Some(to) = peer.probe_address().filter(|_| peer.pair.is_some()) else { return };
         let deadline = now + peer.probe_timeout();
-        peer.probe = Some(Probe { nonce, to, sent: now, deadline, stage: ProbeStage::Direct, others_reach_it: false });
-        let message = Message::Probe { nonce, plain: peer.plain_ours };
+        let (stage, plain) = (ProbeStage::Direct, peer.plain_ours);
+        peer.probe = Some(Probe { nonce, to, sent: now, deadline, stage, others_reach_it: false, plain });
+        let message = Message::Probe { nonce, plain };
         self.send_to(host, &message, to);
     }
 
@@ -201,10 +202,19 @@ impl Gossip {
         if validated.is_some() {
             peer.validated_source = validated;
         }
+        let heard = peer.plain_heard != probe.plain;
+        peer.plain_heard = probe.plain;
+        let outdated = probe.plain != peer.plain_ours;
         self.note_observed(host, observed);
         self.member_answers(host, now);
         if let Some(source) = validated {
             self.emit(GossipEvent::SourceValidated { host, source });
+        }
+        if heard {
+            self.emit(GossipEvent::PlainStatusHeard { host });
+        }
+        if outdated {
+            self.start_probe(host, now);
         }
     }
 

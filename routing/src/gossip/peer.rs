@@ -53,6 +53,8 @@ pub(super) struct Peer {
     pub(super) probe: Option<Probe>,
     pub(super) verification: Verification,
     pub(super) plain_ours: PlainStatus,
+    /// What it heard from us last: the status in the newest probe that it answered.
+    pub(super) plain_heard: PlainStatus,
     pub(super) plain_theirs: PlainStatus,
     pub(super) bucket: Bucket,
     /// When it was last probed out of turn, because something unexpected came from it.
@@ -95,6 +97,8 @@ pub(super) struct Probe {
     pub(super) deadline: Instant,
     pub(super) stage: ProbeStage,
     pub(super) others_reach_it: bool,
+    /// The plain status it carries.
+    pub(super) plain: PlainStatus,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +169,7 @@ impl Peer {
             probe: None,
             verification: Verification::default(),
             plain_ours: PlainStatus::default(),
+            plain_heard: PlainStatus::default(),
             plain_theirs: PlainStatus::default(),
             bucket: Bucket::full(MEMBER_RATE, now),
             last_prompt_probe: None,

@@ -7,7 +7,9 @@ use overlay_wire::HostId;
 use overlay_wire::gossip::body::MAX_ROUTES_PER_RECORD;
 use overlay_wire::gossip::message::MAX_VERDICTS;
 use overlay_wire::gossip::record::MAX_BODY_BYTES;
-use overlay_wire::gossip::{HostBody, Message, Record, RecordKey, RecordKind, RouteAnnouncement, RoutesBody};
+use overlay_wire::gossip::{
+    HostBody, Message, PlainStatus, Record, RecordKey, RecordKind, RouteAnnouncement, RoutesBody,
+};
 
 use super::config::{GossipError, OwnHost};
 use super::contact::is_host_record;
@@ -177,6 +179,8 @@ impl Gossip {
                 peer.previous_gre_key = Some((old.gre_key(), now + GRE_KEY_OVERLAP));
             }
             peer.validated_source = None;
+            // A run with fresh keys has heard nothing from us yet, nor we from it.
+            (peer.plain_heard, peer.plain_theirs) = (PlainStatus::Unknown, PlainStatus::Unknown);
             peer.pair = body.and_then(|body| Pair::new(&own, host, body.box_key, body.boot_epoch));
             if let Some(pair) = &peer.pair {
                 self.tags.insert(pair.receive_tag(), host);

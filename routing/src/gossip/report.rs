@@ -96,6 +96,7 @@ impl Gossip {
             loss_percent: peer.outcomes.loss_percent(),
             last_heard: peer.last_heard,
             plain: peer.plain_theirs,
+            plain_heard: peer.plain_heard,
             host_record: self.store.get(&key).and_then(|record| HostBody::decode(&record.body).ok()),
         }
     }

@@ -124,6 +124,11 @@ pub enum GossipEvent {
         /// Its opinion.
         plain: PlainStatus,
     },
+    /// The member answered a probe that carried another opinion of ours than the one it had heard before.
+    PlainStatusHeard {
+        /// The member.
+        host: HostId,
+    },
     /// [`super::Gossip::rib`] changed.
     RoutesChanged,
     /// A claim was refused that was not refused before.
@@ -212,6 +217,8 @@ pub struct MemberView {
     pub last_heard: Option<Instant>,
     /// What it thinks of carrying our packets without encryption.
     pub plain: PlainStatus,
+    /// What it has heard us think of carrying its packets without encryption.
+    pub plain_heard: PlainStatus,
     /// What it says about itself; `None` before its HOST record arrived.
     pub host_record: Option<HostBody>,
 }
