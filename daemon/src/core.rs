@@ -60,6 +60,43 @@ pub enum Change {
     Reload(oneshot::Sender<Result<Vec<overlay_config::Change>, ApiError>>),
     /// Apply this configuration, read already.
     Apply(Box<Config>, oneshot::Sender<Result<Vec<overlay_config::Change>, ApiError>>),
+    /// Ask members something by gossip; what they say is told until the receiver is dropped. Changes nothing.
+    Ask(Vec<HostId>, Question, mpsc::Sender<Told>),
+    /// What is known of a member at this moment. Changes nothing.
+    Look(HostId, oneshot::Sender<Option<MemberView>>),
+}
+
+/// What members are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// Whether they answer.
+    Reach,
+    /// What their clocks say.
+    Clock,
+}
+
+/// What a member said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// It answers.
+    Reached {
+        /// The member.
+        host: HostId,
+        /// How long the answer took, where that was measured.
+        round_trip: Option<Duration>,
+    },
+    /// Its clock.
+    Clock {
+        /// The member.
+        host: HostId,
+        /// How far it is ahead of ours, in milliseconds.
+        ahead_ms: i64,
+    },
+    /// It cannot be asked for its clock: it is not reachable, or its release does not tell.
+    NoClock {
+        /// The member.
+        host: HostId,
+    },
 }
 
 /// Shared by every task of the control side.
@@ -260,6 +297,12 @@ impl Core {
     pub fn age_of(&self, millis: u64, now: Instant) -> Option<Duration> {
         (millis > 0).then(|| Duration::from_millis(self.shared.millis(now).saturating_sub(millis)))
     }
+}
+
+/// The wall clock, in milliseconds since 1970.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
 }
 
 /// The host's own address in a prefix, which is also its containers' gateway: the first behind the network address.

@@ -17,7 +17,7 @@ use overlay_wire::gossip::RouteAnnouncement;
 use overlay_wire::{HostId, Prefix};
 use tokio::sync::mpsc;
 
-use crate::core::{Change, Core, View, host_address};
+use crate::core::{Change, Core, Question, Told, View, host_address, unix_ms};
 use crate::peers::{Peer, PeerKind};
 use crate::plumbing::LearnedRoutes;
 use crate::probe::{self, DataState};
@@ -68,6 +68,8 @@ pub struct Director {
     pub host_policy: Option<Arc<HostPolicy>>,
     /// When a loop was last reported.
     pub loop_told: Option<Instant>,
+    /// Who waits for what members say.
+    pub listeners: Vec<mpsc::Sender<Told>>,
 }
 
 impl Director {
@@ -147,6 +149,11 @@ impl Director {
             if let GossipEvent::EndpointChanged { host, endpoint } = &event {
                 moved.push((*host, *endpoint));
             }
+            if let GossipEvent::ClockAsked { host, nonce } = &event {
+                self.gossip.tell_clock(*host, *nonce, unix_ms());
+                self.transmit();
+            }
+            self.tell(&event);
             self.record(&event);
         }
         if changed {
@@ -157,6 +164,43 @@ impl Director {
         }
         // Last, so that what an answer says of this host is in force before the answer leaves.
         self.transmit();
+    }
+
+    /// Hands what a member said to those who asked.
+    fn tell(&mut self, event: &GossipEvent) {
+        let told = match event {
+            GossipEvent::CheckAnswered { host, round_trip } => {
+                Told::Reached { host: *host, round_trip: Some(*round_trip) }
+            }
+            GossipEvent::MemberUp { host } => Told::Reached { host: *host, round_trip: None },
+            GossipEvent::ClockTold { host, unix_ms: theirs, round_trip } => {
+                // It looked at its clock about half the round trip ago.
+                let then = unix_ms().saturating_sub(round_trip.as_millis() as u64 / 2);
+                Told::Clock { host: *host, ahead_ms: theirs.wrapping_sub(then).cast_signed() }
+            }
+            _ => return,
+        };
+        // A listener that is gone, or so slow that its queue is full, hears no more.
+        self.listeners.retain(|listener| listener.try_send(told).is_ok());
+    }
+
+    fn ask(&mut self, members: &[HostId], question: Question, listener: mpsc::Sender<Told>) {
+        let now = Instant::now();
+        for host in members {
+            match question {
+                Question::Reach => self.gossip.check(*host, now),
+                Question::Clock => {
+                    if !self.gossip.ask_clock(*host, now) {
+                        let _ = listener.try_send(Told::NoClock { host: *host });
+                    }
+                }
+            }
+        }
+        self.listeners.retain(|listener| !listener.is_closed());
+        self.listeners.push(listener);
+        // First contact with a member that is not reachable is due at once.
+        self.gossip.handle_timeout(now);
+        self.drain(false);
     }
 
     /// A member answers at another address: its tunnel follows unless packets prove a newer one later.
@@ -260,6 +304,9 @@ impl Director {
             | GossipEvent::PlainStatusChanged { .. }
             | GossipEvent::PlainStatusHeard { .. }
             | GossipEvent::VerdictsReceived { .. }
+            | GossipEvent::CheckAnswered { .. }
+            | GossipEvent::ClockAsked { .. }
+            | GossipEvent::ClockTold { .. }
             | GossipEvent::ReflexiveAddress { .. } => {
                 tracing::debug!(?event, "gossip");
             }
@@ -270,6 +317,10 @@ impl Director {
         match change {
             Change::Apply(config, done) => {
                 let _ = done.send(self.apply(*config));
+            }
+            Change::Ask(members, question, listener) => self.ask(&members, question, listener),
+            Change::Look(host, answer) => {
+                let _ = answer.send(self.gossip.member(host));
             }
             Change::Reload(done) => {
                 let text = std::fs::read_to_string(&self.core.config_path).unwrap_or_default();
@@ -446,6 +497,9 @@ fn matters(event: &GossipEvent) -> bool {
         GossipEvent::Equivocation { .. }
         | GossipEvent::OwnIdentityElsewhere { .. }
         | GossipEvent::IdentityInUseTwice { .. }
+        | GossipEvent::CheckAnswered { .. }
+        | GossipEvent::ClockAsked { .. }
+        | GossipEvent::ClockTold { .. }
         | GossipEvent::ReflexiveAddress { .. } => false,
     }
 }
@@ -520,7 +574,7 @@ pub fn own_host(core: &Core, config: &Config, endpoints: &[SocketAddr]) -> OwnHo
         wireguard_key: core.keys.public(),
         encapsulation: config.overlay.encapsulation,
         mtu: core.mtu,
-        features: 0,
+        features: overlay_wire::gossip::body::FEATURE_CLOCK,
         software: env!("CARGO_PKG_VERSION").to_owned(),
         prefixes: config.node.prefixes.clone(),
     }

@@ -280,7 +280,8 @@ fn wireguard_keys(config: &Config) -> Result<Keys, ApiError> {
     Ok(Keys::from_secret(*secret))
 }
 
-/// The MTU of the TUN: what the file says, else the smallest underlay MTU on the way to a member, less 80.
+/// The MTU of the TUN: what the file says, else the smallest underlay MTU on the way to a member, less 80, as far as IPv6
+/// allows.
 fn tun_mtu(config: &Config) -> Mtu {
     if let Some(mtu) = config.overlay.mtu {
         return mtu;
@@ -292,7 +293,7 @@ fn tun_mtu(config: &Config) -> Mtu {
     let smallest = members.iter().filter_map(mtu).min().or_else(|| anywhere.iter().filter_map(mtu).min());
     // Without a member to ask for, a route may be the loopback's: then a network card's usual MTU is the guess.
     let guess = if members.is_empty() { Mtu::ETHERNET.get() } else { MAX_UNDERLAY_MTU };
-    sizes::tun_mtu(smallest.unwrap_or(Mtu::ETHERNET.get()).min(guess))
+    sizes::tun_mtu(smallest.unwrap_or(Mtu::ETHERNET.get()).min(guess), &config.node.prefixes)
 }
 
 pub(crate) fn plumbing_config(config: &Config, mtu: Mtu) -> PlumbingConfig {
@@ -574,6 +575,7 @@ fn director(
         learned: None,
         host_policy: None,
         loop_told: None,
+        listeners: Vec::new(),
     })
 }
 

@@ -255,6 +255,8 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ("leave", Message::Leave),
         ("verdict-request", Message::VerdictRequest { version: 7 }),
         ("verdicts", Message::Verdicts { version: 7, entries: vec![(prefix("10.42.1.0/24"), RouteVerdict::Accepted)] }),
+        ("clock-request", Message::ClockRequest { nonce: 1 }),
+        ("clock", Message::Clock { nonce: 1, unix_ms: 1_800_000_000_000 }),
     ];
     let encode = |message: Message| {
         let mut bytes = Vec::new();

@@ -11,11 +11,11 @@ use overlay_control::api::{
 };
 use overlay_control::frame::PROTOCOL_VERSION;
 use overlay_dataplane::Counters;
-use overlay_routing::gossip::{MemberState, MemberView};
+use overlay_routing::gossip::MemberState;
 use overlay_routing::ownership::Owner;
-use overlay_wire::{Encapsulation, Mtu, Prefix};
+use overlay_wire::{Mtu, Prefix};
 
-use super::Api;
+use super::{Api, problems};
 use crate::core::Core;
 use crate::device::Offload;
 use crate::peers::{Peer, PeerKind};
@@ -165,8 +165,8 @@ impl Api {
             problems.push(Problem {
                 code: "MTU_IPV6".to_owned(),
                 what: format!("the overlay's MTU of {} is too small for IPv6", core.mtu),
-                why: "IPv6 needs 1280 bytes everywhere (RFC 8200, section 5); larger packets are dropped".to_owned(),
-                next: "raise the underlay's MTU to 1360 or more, or use IPv4 prefixes only".to_owned(),
+                why: "the kernel turns IPv6 off on a device of less than 1280 bytes (RFC 8200, section 5)".to_owned(),
+                next: "set overlay.mtu to 1280 or more, or leave it out; or use IPv4 prefixes only".to_owned(),
             });
         }
         for refused in core.view.load().rib.refused() {
@@ -216,7 +216,9 @@ impl Api {
                 .find(|own| own.name == member.name)
                 .and_then(|own| own.encapsulation)
                 .unwrap_or(config.overlay.encapsulation);
-            status.problems = member_problems(member, &status, asked, config.overlay.listen_port);
+            status.problems = problems::of_member(member, &status, asked, config.overlay.listen_port);
+            let theirs = member.host_record.as_ref().map(|record| record.mtu);
+            status.problems.extend(problems::of_sizes(core, path, &status, theirs));
             shown.push(status);
         }
         shown.sort_by(|a, b| a.name.cmp(&b.name));
@@ -238,6 +240,7 @@ impl Api {
             }
             status.subnets = subnets(Owner::Foreign(place as u32));
             status.data = foreign_state(core, &peer, now);
+            status.problems = problems::of_sizes(core, path, &status, None).into_iter().collect();
             foreign.push(status);
         }
         foreign.sort_by(|a, b| a.name.cmp(&b.name));
@@ -310,58 +313,4 @@ pub(super) fn control_state(state: MemberState) -> ControlState {
         MemberState::Suspect | MemberState::Degraded => ControlState::Suspect,
         MemberState::Down => ControlState::Down,
     }
-}
-
-fn member_problems(member: &MemberView, status: &PeerStatus, asked: Encapsulation, port: u16) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let endpoint = member.endpoint.map_or_else(|| "its address".to_owned(), |endpoint| endpoint.to_string());
-    match status.control {
-        ControlState::Unknown => problems.push(Problem {
-            code: "MEMBER_UNHEARD".to_owned(),
-            what: format!("{} was never heard of", member.name),
-            why: format!("nothing authentic came from {endpoint}: overlayd is not running there, UDP {port} is closed on the way, or one of the two does not list the other's identity"),
-            next: format!("on {}: `overlayctl status`, and compare identities with `overlayctl key public`", member.name),
-        }),
-        ControlState::Down => problems.push(Problem {
-            code: "MEMBER_DOWN".to_owned(),
-            what: format!("{} does not answer", member.name),
-            why: member.down_reason.map_or("no answer to probes", |reason| reason.name()).to_owned(),
-            next: format!("check the host and the path to {endpoint}: `overlayctl doctor --peer {}`", member.name),
-        }),
-        _ => {}
-    }
-    if status.control == ControlState::Up && status.data == DataState::Down {
-        problems.push(Problem {
-            code: "DATA_DOWN".to_owned(),
-            what: format!("gossip reaches {} and packets do not come back", member.name),
-            why: match status.encapsulation {
-                Encapsulation::Wireguard => "the handshake fails, or the other host does not forward".to_owned(),
-                kind => format!("{kind} packets are dropped on the way, as firewalls often do with protocols 4 and 47"),
-            },
-            next: format!("run `overlayctl doctor --peer {}` on both hosts", member.name),
-        });
-    }
-    if asked != Encapsulation::Wireguard
-        && status.encapsulation == Encapsulation::Wireguard
-        && status.control == ControlState::Up
-    {
-        problems.push(Problem {
-            code: "PLAIN_REFUSED".to_owned(),
-            what: format!("{asked} is asked for with {} and WireGuard is used", member.name),
-            why: "the stronger of what both ends allow is used, and a plain kind needs both underlay addresses inside trusted_underlay on both hosts".to_owned(),
-            next: format!("set encapsulation = \"{asked}\" and trusted_underlay on {} too", member.name),
-        });
-    }
-    if !status.encapsulation.is_encrypted() {
-        problems.push(Problem {
-            code: "UNAUTHENTICATED_UNDERLAY".to_owned(),
-            what: format!("packets to {} are neither encrypted nor authenticated", member.name),
-            why: format!("{} is in use, as the configuration asks", status.encapsulation),
-            next: format!(
-                "`overlayctl peer set {} encapsulation=wireguard` where the underlay is not yours alone",
-                member.name
-            ),
-        });
-    }
-    problems
 }

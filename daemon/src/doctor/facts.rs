@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::asked::Asked;
 use crate::plumbing::interfaces::{Interface, interfaces};
 use crate::plumbing::{PlumbingConfig, firewall, sysctl::Sysctl};
 
@@ -25,6 +26,8 @@ pub struct Inputs {
     pub reach: Vec<Reach>,
     /// How far peers' clocks are ahead of ours, in seconds, by name.
     pub clock_offsets: Vec<(String, i64)>,
+    /// What the peer answered that `--peer` names.
+    pub asked: Option<Asked>,
     /// Where another host speaks with this host's identity, if one was seen.
     pub twin: Option<String>,
 }

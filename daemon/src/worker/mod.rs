@@ -22,6 +22,7 @@ use crate::shared::{SharedRef, TurnCounters, WorkerCommand, WorkerEvent, WorkerR
 use crate::snapshot::Snapshot;
 use crate::underlay::{Family, RawProtocol};
 use inbound::Inbound;
+pub(crate) use transmit::needs_fragments;
 use transmit::{Held, Transmitter};
 pub use transmit::{Outgoing, SendSockets};
 

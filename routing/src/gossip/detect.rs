@@ -185,6 +185,9 @@ impl Gossip {
         now: Instant,
     ) {
         self.note_plain(host, plain);
+        if self.check_answered(host, nonce, now) {
+            return;
+        }
         if let Some(relay) = self.relays.get(&nonce).filter(|relay| relay.target == host).copied() {
             self.relays.remove(&nonce);
             self.send(relay.requester, &Message::IndirectAck { nonce: relay.nonce, target: host });

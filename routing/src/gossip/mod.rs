@@ -16,6 +16,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 use x25519_dalek::{PublicKey, StaticSecret};
 
+mod check;
 mod config;
 mod contact;
 mod crypto;
@@ -36,6 +37,7 @@ pub use view::{DownReason, GossipCounters, GossipEvent, MemberState, MemberView,
 
 use crate::identity::IdentityKey;
 use crate::rib::Rib;
+use check::Questions;
 use crypto::Sealed;
 use limiter::ContactLimiter;
 use pair::OpenError;
@@ -89,6 +91,7 @@ pub struct Gossip {
     introduce_counter: u64,
     contacts: ContactLimiter,
     relays: BTreeMap<u64, Relay>,
+    questions: Questions,
     pushes: BTreeMap<RecordKey, u32>,
     next_push: Option<Instant>,
     next_tick: Instant,
@@ -142,6 +145,7 @@ impl Gossip {
             introduce_counter: 0,
             contacts: ContactLimiter::new(now),
             relays: BTreeMap::new(),
+            questions: Questions::default(),
             pushes: BTreeMap::new(),
             next_push: None,
             next_tick: now + TICK,
@@ -259,6 +263,7 @@ impl Gossip {
             self.wireguard_keys.remove(&host);
             self.store.remove_owner(host);
             self.relays.retain(|_, relay| relay.requester != host && relay.target != host);
+            self.questions.forget(host);
         }
         let mut first_contact = now;
         for (host, member) in wanted {
@@ -403,6 +408,8 @@ impl Gossip {
             }
             Message::VerdictRequest { .. } => self.handle_verdict_request(host),
             Message::Verdicts { version, entries } => self.handle_verdicts(host, version, entries),
+            Message::ClockRequest { nonce } => self.emit(GossipEvent::ClockAsked { host, nonce }),
+            Message::Clock { nonce, unix_ms } => self.handle_clock(host, nonce, unix_ms, now),
         }
         if !is_answer {
             self.prompt_probe(host, now);

@@ -1,6 +1,7 @@
 //! Whole clusters of state machines under virtual time.
 
 mod attack;
+mod check;
 mod cluster;
 mod sim;
 mod vectors;

@@ -163,6 +163,29 @@ pub enum GossipEvent {
         /// The address.
         address: SocketAddr,
     },
+    /// A probe asked for by [`super::Gossip::check`] was answered.
+    CheckAnswered {
+        /// The member.
+        host: HostId,
+        /// How long the answer took.
+        round_trip: Duration,
+    },
+    /// A member asks for this host's wall clock; answer with [`super::Gossip::tell_clock`].
+    ClockAsked {
+        /// The member.
+        host: HostId,
+        /// The request's nonce.
+        nonce: u64,
+    },
+    /// A member told what its clock says, asked by [`super::Gossip::ask_clock`].
+    ClockTold {
+        /// The member.
+        host: HostId,
+        /// Its wall clock when it answered, in milliseconds since 1970.
+        unix_ms: u64,
+        /// How long the answer took.
+        round_trip: Duration,
+    },
 }
 
 /// The state of one member.
