@@ -10,12 +10,20 @@ files() {
     getent group
 }
 
+# A card that listens to router advertisements must go on doing so with forwarding on.
+accept_ra() {
+    test "$(cat /proc/sys/net/ipv6/conf/card/accept_ra)" = "$1"
+}
+ip link add card type veth peer name other
+accept_ra 1
+
 snapshot >/tmp/before
 files >/tmp/files-before
 
 dpkg -i overlayd_*.deb
 systemctl is-enabled overlayd
 test "$(cat /proc/sys/net/ipv4/ip_forward)" = 1
+accept_ra 2
 # The control of the comparisons below.
 files >/tmp/files
 fails cmp -s /tmp/files-before /tmp/files
@@ -46,6 +54,7 @@ fails systemctl is-active overlayd
 test -s /etc/overlay/overlayd.toml
 test -s /var/lib/overlay/identity.key
 getent passwd overlay
+accept_ra 1
 snapshot | grep -v -e '^overlay:' -e overlay/ -e '/overlay$' >/tmp/after
 diff /tmp/before /tmp/after
 
@@ -53,7 +62,10 @@ diff /tmp/before /tmp/after
 dpkg -i overlayd_*.deb
 wait_active
 
+accept_ra 2
+
 dpkg --purge overlayd
+accept_ra 1
 snapshot >/tmp/after
 diff /tmp/before /tmp/after
 files >/tmp/files-after
