@@ -23,7 +23,7 @@ const CONTACT_FIRST: Duration = Duration::from_millis(100);
 /// The longest pause between first contacts.
 const CONTACT_LONGEST: Duration = Duration::from_secs(5);
 /// First contacts whose answers are still awaited, per member.
-const MAX_PENDING_CONTACTS: usize = 4;
+pub(super) const MAX_PENDING_CONTACTS: usize = 4;
 /// Probe outcomes remembered.
 const OUTCOMES: u32 = 64;
 /// How long the previous GRE key stays valid.
@@ -51,6 +51,8 @@ pub(super) struct Peer {
     pub(super) outcomes: Outcomes,
     pub(super) contact: Contact,
     pub(super) probe: Option<Probe>,
+    /// When the last round began.
+    pub(super) round_began: Instant,
     pub(super) verification: Verification,
     pub(super) plain_ours: PlainStatus,
     pub(super) plain_theirs: PlainStatus,
@@ -64,6 +66,8 @@ pub(super) struct Peer {
     /// Records sent on request of a digest, so that one it does not want is not sent every second.
     pub(super) offered: BTreeMap<RecordKey, Offer>,
     pub(super) verdicts: Verdicts,
+    /// What the index of timers holds for it.
+    pub(super) timer: Option<Instant>,
 }
 
 /// First contact with a member.
@@ -71,6 +75,8 @@ pub(super) struct Contact {
     /// When to send the next; `None` while the member answers.
     pub(super) next: Option<Instant>,
     pub(super) pause: Duration,
+    /// Counts the attempts.
+    pub(super) turn: u32,
     pub(super) pending: VecDeque<PendingContact>,
     /// The newest (boot epoch, counter) taken from it.
     pub(super) newest_seen: Option<(u64, u64)>,
@@ -159,10 +165,12 @@ impl Peer {
             contact: Contact {
                 next: Some(first_contact),
                 pause: CONTACT_FIRST,
+                turn: 0,
                 pending: VecDeque::new(),
                 newest_seen: None,
             },
             probe: None,
+            round_began: now,
             verification: Verification::default(),
             plain_ours: PlainStatus::default(),
             plain_theirs: PlainStatus::default(),
@@ -172,7 +180,14 @@ impl Peer {
             last_older_run: None,
             offered: BTreeMap::new(),
             verdicts: Verdicts::default(),
+            timer: None,
         }
+    }
+
+    /// When it next has something due: first contact, the deadline of a probe, the next round.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let round = if self.probe.is_some() { None } else { self.verification.next };
+        [self.contact.next, self.probe.map(|probe| probe.deadline), round].into_iter().flatten().min()
     }
 
     /// The addresses to try, the learned one first.
@@ -198,8 +213,14 @@ impl Peer {
         if candidates.is_empty() { None } else { Some(candidates[turn % candidates.len()]) }
     }
 
-    pub(super) fn is_endpoint(&self, address: SocketAddr) -> bool {
-        self.endpoint == Some(address) || self.member.endpoints.contains(&address) || self.published.contains(&address)
+    /// Every address under which it is known.
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = SocketAddr> {
+        self.endpoint.iter().chain(&self.member.endpoints).chain(&self.published).copied()
+    }
+
+    /// The place among the awaited first contacts of the one with this tag.
+    pub(super) fn awaits_contact(&self, tag: &[u8; 8]) -> Option<usize> {
+        self.contact.pending.iter().position(|pending| pending.tag == *tag)
     }
 
     /// How long to wait for a probe's answer: three round trips, 100 ms to 1 s.
@@ -217,6 +238,7 @@ impl Peer {
     /// Starts trying first contact from the beginning.
     pub(super) fn seek(&mut self, at: Instant) {
         self.contact.pause = CONTACT_FIRST;
+        self.contact.turn = 0;
         self.contact.next = Some(at);
     }
 
