@@ -3,6 +3,7 @@
 mod foreign;
 mod overlay;
 mod shared;
+pub mod sim;
 mod snapshot;
 mod traffic;
 

@@ -97,7 +97,8 @@ impl Gossip {
         let has_helpers = self.peers.values().any(|peer| peer.host != host && peer.state == MemberState::Up);
         let Some(peer) = self.peers.get_mut(&host) else { return };
         peer.probe = None;
-        let loss_before = peer.outcomes.loss_percent().max(self.loss.loss_percent());
+        let own = if peer.outcomes.tell_loss() { peer.outcomes.loss_percent() } else { 0 };
+        let loss_before = own.max(self.loss.loss_percent());
         peer.outcomes.push(true);
         let next_round = (peer.round_began + ROUND_GAP).max(now);
         if !peer.state.is_reachable() {

@@ -139,8 +139,9 @@ impl Gossip {
     pub fn new(config: GossipConfig, seed: [u8; 32], now: Instant, boot_epoch: u64) -> Result<Self, GossipError> {
         let mut rng = ChaCha20Rng::from_seed(seed);
         let box_secret = StaticSecret::random_from_rng(&mut rng);
+        let host = config.identity.host_id();
         let mut gossip = Self {
-            host: config.identity.host_id(),
+            host,
             identity: config.identity,
             cluster: config.cluster,
             boot_epoch,
@@ -164,7 +165,8 @@ impl Gossip {
             pushes: BTreeMap::new(),
             next_push: None,
             next_tick: now + TICK,
-            last_probed: None,
+            // Everybody begins elsewhere: hosts that started together would otherwise probe the same members in step.
+            last_probed: Some(host),
             rib: Arc::default(),
             routes_stale: true,
             next_settle: now,

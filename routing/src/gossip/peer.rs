@@ -26,6 +26,8 @@ const CONTACT_LONGEST: Duration = Duration::from_secs(5);
 pub(super) const MAX_PENDING_CONTACTS: usize = 4;
 /// Probe outcomes remembered.
 const OUTCOMES: u32 = 64;
+/// Probe outcomes that say something about loss; a member of a large cluster is probed once in minutes.
+const ENOUGH_OUTCOMES: u32 = 24;
 /// How long the previous GRE key stays valid.
 pub(super) const GRE_KEY_OVERLAP: Duration = Duration::from_secs(5);
 /// Addresses tried for one member.
@@ -271,7 +273,8 @@ impl Verification {
     pub(super) fn rounds_needed(&self, has_helpers: bool) -> u32 {
         match (self.loss_before, has_helpers) {
             (0..=10, true) => 6,
-            (11..=20, true) => 10,
+            (11..=30, true) => 10,
+            (31..=45, true) => 14,
             (_, true) => 20,
             (0..=2, false) => 6,
             (3..=10, false) => 9,
@@ -286,6 +289,11 @@ impl Outcomes {
     pub(super) fn push(&mut self, lost: bool) {
         self.lost = self.lost << 1 | u64::from(lost);
         self.count = (self.count + 1).min(OUTCOMES);
+    }
+
+    /// Whether there are enough probes to speak of loss.
+    pub(super) fn tell_loss(&self) -> bool {
+        self.count >= ENOUGH_OUTCOMES
     }
 
     /// Lost probes in percent of those remembered.
@@ -315,7 +323,7 @@ mod tests {
     #[test]
     fn more_loss_needs_more_rounds() {
         let rounds = |loss_before, helpers| Verification { loss_before, ..Default::default() }.rounds_needed(helpers);
-        assert_eq!([rounds(0, true), rounds(19, true), rounds(51, true)], [6, 10, 20]);
+        assert_eq!([rounds(0, true), rounds(19, true), rounds(36, true), rounds(51, true)], [6, 10, 14, 20]);
         assert_eq!([rounds(0, false), rounds(19, false), rounds(51, false)], [6, 13, 30]);
     }
 }

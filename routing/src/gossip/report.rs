@@ -56,10 +56,10 @@ impl Gossip {
         self.store.iter()
     }
 
-    /// How many members answer.
+    /// How many members answer, those included whose last round failed.
     #[must_use]
-    pub fn members_up(&self) -> usize {
-        self.peers.values().filter(|peer| peer.state == MemberState::Up).count()
+    pub fn members_answering(&self) -> usize {
+        self.peers.values().filter(|peer| matches!(peer.state, MemberState::Up | MemberState::Suspect)).count()
     }
 
     /// One record.
