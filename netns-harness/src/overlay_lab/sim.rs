@@ -144,20 +144,23 @@ fn measure(case: &Case, seed: u64, percent: u64, program: &Path, file: &Path, al
         Size::Whole => &mut command,
     };
     let _ = std::fs::remove_file(file);
-    let written = command
-        .output()
-        .context("the simulator could not be started")
-        .and_then(|output| match std::fs::read_to_string(file) {
-            Ok(text) => Ok(serde_json::from_str::<Written>(&text)?),
-            // A broken invariant leaves no result, but says seed, time and trace.
-            Err(_) => bail!("{}", String::from_utf8_lossy(&output.stderr)),
-        });
+    let written =
+        command.output().context("the simulator could not be started").and_then(
+            |output| match std::fs::read_to_string(file) {
+                Ok(text) => Ok(serde_json::from_str::<Written>(&text)?),
+                // A broken invariant leaves no result, but says seed, time and trace.
+                Err(_) => bail!("{}", String::from_utf8_lossy(&output.stderr)),
+            },
+        );
     match written {
         Err(error) => all.push(Measurement::failed(title, format!("{error:#}"))),
         Ok(Written { outcome, cost }) => {
-            all.extend(outcome.rows.into_iter().map(|row| {
-                Measurement::limited(format!("{title}: {}", row.what), row.value, row.unit, row.limit)
-            }));
+            all.extend(
+                outcome
+                    .rows
+                    .into_iter()
+                    .map(|row| Measurement::limited(format!("{title}: {}", row.what), row.value, row.unit, row.limit)),
+            );
             let hours = format!("{title}: simulated");
             all.push(Measurement::limited(hours, outcome.host_hours, "host-hours".to_owned(), None));
             all.push(Measurement::limited(format!("{title}: processor"), cost.cpu_seconds, "s".to_owned(), None));
@@ -172,7 +175,15 @@ fn measure(case: &Case, seed: u64, percent: u64, program: &Path, file: &Path, al
 fn build() -> Result<PathBuf> {
     let target = overlay_netns_harness::target_directory()?;
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(workspace()).args(["build", "--quiet", "--release", "-p", "overlay-tests", "--bin", "overlay-sim"]);
+    command.current_dir(workspace()).args([
+        "build",
+        "--quiet",
+        "--release",
+        "-p",
+        "overlay-tests",
+        "--bin",
+        "overlay-sim",
+    ]);
     command.arg("--target-dir").arg(&target);
     let status = command.status().context("cargo could not be started")?;
     if !status.success() {

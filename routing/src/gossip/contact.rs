@@ -65,7 +65,8 @@ impl Gossip {
         self.contact_tags.insert(tag, host);
         if self.contact_tags.len() > MAX_PENDING_CONTACTS * self.peers.len() {
             let peers = &self.peers;
-            self.contact_tags.retain(|tag, host| peers.get(host).is_some_and(|peer| peer.awaits_contact(tag).is_some()));
+            self.contact_tags
+                .retain(|tag, host| peers.get(host).is_some_and(|peer| peer.awaits_contact(tag).is_some()));
         }
         addresses.into_iter().for_each(|to| self.transmit(to, datagram.clone()));
     }

@@ -11,8 +11,8 @@ use overlay_wire::gossip::{Message, PlainStatus};
 use rand_core::RngCore as _;
 
 use super::peer::{Outcomes, Peer, Probe, ProbeStage, Verification};
-use super::view::{DownReason, GossipEvent, MemberState};
 use super::spread::GREETING_RATE;
+use super::view::{DownReason, GossipEvent, MemberState};
 use super::{Gossip, Relay};
 
 /// Time from the start of one round of a verification to the next.

@@ -19,7 +19,13 @@ use super::view::MemberState;
 impl Gossip {
     /// Introduces two state machines of one process to each other, as if a first contact and a probe in each direction had
     /// been answered and all records exchanged. Each must have the other as a member; otherwise nothing happens.
-    pub fn introduce_in_memory(&mut self, address: SocketAddr, other: &mut Self, other_address: SocketAddr, now: Instant) {
+    pub fn introduce_in_memory(
+        &mut self,
+        address: SocketAddr,
+        other: &mut Self,
+        other_address: SocketAddr,
+        now: Instant,
+    ) {
         let known = self.peers.contains_key(&other.host) && other.peers.contains_key(&self.host);
         if !known || self.cluster != other.cluster {
             return;

@@ -312,10 +312,8 @@ impl Gossip {
         let idle_pause = idle_verdict_pause(self.peers.len());
         let up = || self.peers.values().filter(|peer| peer.state == MemberState::Up);
         let all_current = up().all(|peer| peer.verdicts.version >= version);
-        let due: Vec<HostId> = up()
-            .filter(|peer| peer.verdicts.next_request.is_none_or(|at| at <= now))
-            .map(|peer| peer.host)
-            .collect();
+        let due: Vec<HostId> =
+            up().filter(|peer| peer.verdicts.next_request.is_none_or(|at| at <= now)).map(|peer| peer.host).collect();
         for host in due {
             let Some(peer) = self.peers.get_mut(&host) else { continue };
             let pause = if peer.verdicts.version >= version {

@@ -9,10 +9,10 @@ use overlay_wire::gossip::message::{DIGEST_BUCKETS, MAX_VERSION_ENTRIES, MAX_WAN
 use overlay_wire::gossip::{Message, Record, RecordKey};
 use rand_core::RngCore as _;
 
-use super::{Gossip, TICK};
 use super::limiter::Rate;
 use super::peer::Offer;
 use super::store::bucket_of;
+use super::{Gossip, TICK};
 
 /// Pause between two pushes.
 pub(super) const PUSH_GAP: Duration = Duration::from_millis(200);
@@ -166,7 +166,7 @@ impl Gossip {
     }
 
     /// Whether a record may be offered to a member now: one that it does not take is offered ever more rarely.
-    fn may_offer(&mut self, host: HostId, entry: &VersionEntry, now: Instant) -> bool {
+    pub(super) fn may_offer(&mut self, host: HostId, entry: &VersionEntry, now: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(&host) else { return false };
         match peer.offered.get_mut(&entry.key) {
             Some(offer) if offer.version == entry.version => {

@@ -2,5 +2,6 @@
 
 mod attack;
 mod cluster;
+mod large;
 mod sim;
 mod vectors;

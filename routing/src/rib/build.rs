@@ -61,11 +61,14 @@ impl Rib {
             if claim.refusal.is_none() {
                 match conflict(&in_use, claim) {
                     Some(refusal) => claim.refusal = Some(refusal),
-                    None => in_use.insert(claim.prefix, Settled {
-                        owner: claim.owner,
-                        name: claim.name.clone(),
-                        kind: claim.grant.map(|grant| grant.kind()),
-                    }),
+                    None => in_use.insert(
+                        claim.prefix,
+                        Settled {
+                            owner: claim.owner,
+                            name: claim.name.clone(),
+                            kind: claim.grant.map(|grant| grant.kind()),
+                        },
+                    ),
                 }
             }
         }

@@ -109,7 +109,13 @@ impl Swarm {
     }
 
     /// What happens in a run of this length; the last third is calm. `nodes` counts the honest hosts, which come first.
-    pub(crate) fn plan(&self, nodes: usize, start: Duration, length: Duration, rng: &mut ChaCha8Rng) -> Vec<(Duration, Fault)> {
+    pub(crate) fn plan(
+        &self,
+        nodes: usize,
+        start: Duration,
+        length: Duration,
+        rng: &mut ChaCha8Rng,
+    ) -> Vec<(Duration, Fault)> {
         let mut plan = Vec::new();
         let busy = length.mul_f64(0.66);
         let calm = start + busy;

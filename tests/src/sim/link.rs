@@ -42,10 +42,8 @@ impl Link {
     /// Links without any fault but this loss.
     #[must_use]
     pub fn new(nodes: usize, loss: f64, seed: u64) -> Self {
-        let delay = Delay {
-            base: (Duration::from_micros(300), Duration::from_millis(25)),
-            jitter: Duration::from_millis(1),
-        };
+        let delay =
+            Delay { base: (Duration::from_micros(300), Duration::from_millis(25)), jitter: Duration::from_millis(1) };
         Self {
             loss,
             duplicate: 0.0,

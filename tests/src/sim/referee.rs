@@ -152,13 +152,7 @@ impl Referee {
         }
     }
 
-    fn record_changed(
-        &mut self,
-        at: usize,
-        key: RecordKey,
-        engine: &Gossip,
-        scene: &Scene<'_>,
-    ) -> Result<(), Broken> {
+    fn record_changed(&mut self, at: usize, key: RecordKey, engine: &Gossip, scene: &Scene<'_>) -> Result<(), Broken> {
         let Some(version) = engine.record(&key).map(|record| record.version) else { return Ok(()) };
         let before = self.versions[at].insert(key, version);
         if let Some(before) = before.filter(|before| *before > version) {
@@ -195,13 +189,7 @@ impl Referee {
         Ok(())
     }
 
-    fn member_down(
-        &mut self,
-        at: usize,
-        host: HostId,
-        reason: DownReason,
-        scene: &Scene<'_>,
-    ) -> Result<(), Broken> {
+    fn member_down(&mut self, at: usize, host: HostId, reason: DownReason, scene: &Scene<'_>) -> Result<(), Broken> {
         let Some(of) = self.hosts.get(&host).copied() else { return Ok(()) };
         self.down.insert((at, of), scene.now);
         self.deaths += 1;
@@ -268,7 +256,10 @@ impl Referee {
             match &first {
                 None => first = Some((index, table)),
                 Some((other, equal)) if *equal != table => {
-                    return Err(("S3", format!("h{} and h{} differ: {}", other + 1, index + 1, equal.difference(&table))));
+                    return Err((
+                        "S3",
+                        format!("h{} and h{} differ: {}", other + 1, index + 1, equal.difference(&table)),
+                    ));
                 }
                 Some(_) => {}
             }
@@ -301,10 +292,6 @@ fn table(engine: &Gossip) -> Table {
     };
     Table {
         versions: engine.records().map(|record| (record.key, record.version)).collect(),
-        owners: engine
-            .rib()
-            .best()
-            .filter_map(|claim| Some((claim.prefix.to_string(), owner(claim.owner)?)))
-            .collect(),
+        owners: engine.rib().best().filter_map(|claim| Some((claim.prefix.to_string(), owner(claim.owner)?))).collect(),
     }
 }

@@ -34,16 +34,12 @@ pub(super) fn run_restart(request: &Request) -> Result<Outcome, Box<Violation>> 
     finish(request, world, "restart-all", began)
 }
 
-fn finish(
-    request: &Request,
-    mut world: World,
-    name: &'static str,
-    began: Duration,
-) -> Result<Outcome, Box<Violation>> {
+fn finish(request: &Request, mut world: World, name: &'static str, began: Duration) -> Result<Outcome, Box<Violation>> {
     let others = request.nodes - 1;
     let step = Duration::from_millis(100);
     let longest = Duration::from_secs(120);
-    let all_up = |world: &World| world.nodes.iter().all(|node| node.engine().is_some_and(|g| g.members_answering() == others));
+    let all_up =
+        |world: &World| world.nodes.iter().all(|node| node.engine().is_some_and(|g| g.members_answering() == others));
     let up = world.run_to(longest, step, all_up)?;
     let up_after = up.map_or(longest, |_| world.now() - began).as_secs_f64();
     let equal = world.run_to(longest, step, World::same_records)?;
