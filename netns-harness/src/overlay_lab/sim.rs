@@ -54,17 +54,11 @@ enum Size {
     Whole,
 }
 
-const FULL: [Case; 12] = [
-    Case { scenario: "convergence", nodes: 1000, loss: 10.0, size: Size::Runs(100) },
-    Case { scenario: "convergence", nodes: 1000, loss: 30.0, size: Size::Runs(100) },
-    Case { scenario: "true-death", nodes: 1000, loss: 0.0, size: Size::Runs(20) },
-    Case { scenario: "true-death", nodes: 1000, loss: 10.0, size: Size::Runs(20) },
-    Case { scenario: "partition-heal", nodes: 1000, loss: 10.0, size: Size::Runs(2) },
-    Case { scenario: "idle", nodes: 1000, loss: 0.0, size: Size::Minutes(5.0) },
-    Case { scenario: "false-deaths", nodes: 1000, loss: 10.0, size: Size::Minutes(15.0) },
+const FULL: [Case; 6] = [
+    Case { scenario: "figures", nodes: 1000, loss: 10.0, size: Size::Runs(40) },
     // 24 virtual hours.
-    Case { scenario: "false-deaths", nodes: 30, loss: 10.0, size: Size::Minutes(1440.0) },
-    Case { scenario: "cold-start", nodes: 1000, loss: 0.0, size: Size::Whole },
+    Case { scenario: "false-deaths", nodes: 20, loss: 10.0, size: Size::Minutes(1440.0) },
+    Case { scenario: "cold-start", nodes: 300, loss: 10.0, size: Size::Whole },
     Case { scenario: "restart-all", nodes: 300, loss: 10.0, size: Size::Whole },
     Case { scenario: "chaos", nodes: 100, loss: 10.0, size: Size::Minutes(20.0) },
     Case { scenario: "chaos", nodes: 50, loss: 10.0, size: Size::Minutes(60.0) },

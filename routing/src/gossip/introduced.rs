@@ -3,7 +3,7 @@
 //! Nothing has to be verified: what is taken over comes from a state machine that signed it itself.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use overlay_wire::gossip::Record;
 use rand_core::RngCore as _;
@@ -18,12 +18,13 @@ use super::view::MemberState;
 
 impl Gossip {
     /// Introduces two state machines of one process to each other, as if a first contact and a probe in each direction had
-    /// been answered and all records exchanged. Each must have the other as a member; otherwise nothing happens.
+    /// been answered after `round_trip` and all records exchanged. Each must have the other as a member; otherwise nothing happens.
     pub fn introduce_in_memory(
         &mut self,
         address: SocketAddr,
         other: &mut Self,
         other_address: SocketAddr,
+        round_trip: Duration,
         now: Instant,
     ) {
         let known = self.peers.contains_key(&other.host) && other.peers.contains_key(&self.host);
@@ -33,8 +34,8 @@ impl Gossip {
         let Some(shared) = diffie_hellman(&self.box_secret, &other.box_public) else { return };
         let side = |of: &Self| (of.host, of.box_public, of.boot_epoch, of.own.wireguard_key, of.own_records());
         let (ours, theirs) = (side(self), side(other));
-        self.take_over(theirs, other_address, &shared, now);
-        other.take_over(ours, address, &shared, now);
+        self.take_over(theirs, other_address, &shared, round_trip, now);
+        other.take_over(ours, address, &shared, round_trip, now);
     }
 
     fn own_records(&self) -> Vec<Record> {
@@ -46,6 +47,7 @@ impl Gossip {
         (host, box_key, epoch, wireguard_key, records): (overlay_wire::HostId, PublicKey, u64, [u8; 32], Vec<Record>),
         address: SocketAddr,
         shared: &x25519_dalek::SharedSecret,
+        round_trip: Duration,
         now: Instant,
     ) {
         let own =
@@ -61,6 +63,7 @@ impl Gossip {
         peer.endpoint = Some(address);
         peer.validated_source = Some(address);
         peer.last_heard = Some(now);
+        peer.measure(round_trip);
         peer.contact.next = None;
         peer.contact.newest_seen = Some((epoch, 0));
         peer.verdicts = Verdicts { version, next_request: Some(now + first_question), ..Verdicts::default() };

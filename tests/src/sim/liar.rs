@@ -21,7 +21,7 @@ use super::link::below;
 use super::sealing::{Channel, End};
 
 /// Pause between two lies.
-pub(crate) const LIE_GAP: Duration = Duration::from_millis(200);
+pub(crate) const LIE_GAP: Duration = Duration::from_secs(1);
 /// Members told one lie.
 const AUDIENCE: usize = 6;
 /// Datagrams kept for replay.

@@ -95,7 +95,8 @@ impl Link {
         Some(self.base_delay(from, to) + jitter + held)
     }
 
-    fn base_delay(&self, from: usize, to: usize) -> Duration {
+    /// The shortest time from one host to another, the same both ways.
+    pub(crate) fn base_delay(&self, from: usize, to: usize) -> Duration {
         let pair = (from.min(to) as u64) << 32 | from.max(to) as u64;
         // The finisher of splitmix64.
         let mut mixed = (pair ^ self.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);

@@ -163,7 +163,9 @@ impl World {
             let (left, right) = engines.split_at_mut(first + 1);
             let one = &mut left[first].0;
             for (offset, (other, ..)) in right.iter_mut().enumerate() {
-                one.introduce_in_memory(cast::address(first), other, cast::address(first + 1 + offset), clock);
+                let second = first + 1 + offset;
+                let round_trip = self.link.base_delay(first, second) * 2;
+                one.introduce_in_memory(cast::address(first), other, cast::address(second), round_trip, clock);
             }
         }
         for (index, (mut engine, seed, epoch, disk)) in engines.into_iter().enumerate() {
@@ -475,14 +477,19 @@ impl World {
             Fault::Calm => {
                 self.link.calm();
                 self.referee.all_mended(now);
-                for node in &mut self.nodes {
-                    if let Role::Liar(liar) = &mut node.role {
-                        liar.is_active = false;
-                    }
-                }
+                self.let_liars_lie(false);
             }
         }
         Ok(())
+    }
+
+    /// Whether liars lie from now on; they answer probes in any case.
+    pub(crate) fn let_liars_lie(&mut self, lies: bool) {
+        for node in &mut self.nodes {
+            if let Role::Liar(liar) = &mut node.role {
+                liar.is_active = lies;
+            }
+        }
     }
 
     fn boot(&mut self, index: usize) -> Result<(), Box<Violation>> {

@@ -145,7 +145,7 @@ fn hosts_introduced_in_memory_are_as_if_they_had_met() {
     let now = sim.now;
     for (a, b) in [(0, 1), (0, 2), (1, 2)] {
         let (left, right) = sim.nodes.split_at_mut(b);
-        left[a].gossip.introduce_in_memory(address(a), &mut right[0].gossip, address(b), now);
+        left[a].gossip.introduce_in_memory(address(a), &mut right[0].gossip, address(b), SECOND / 100, now);
     }
     assert!(sim.all_up() && sim.converged());
     sim.run_for(SECOND * 20);
@@ -167,6 +167,6 @@ fn machines_of_different_clusters_are_not_introduced() {
     let now = sim.now;
     let (left, right) = sim.nodes.split_at_mut(1);
     right[0].gossip.cluster = [9; 32];
-    left[0].gossip.introduce_in_memory(address(0), &mut right[0].gossip, address(1), now);
+    left[0].gossip.introduce_in_memory(address(0), &mut right[0].gossip, address(1), SECOND / 100, now);
     assert_eq!(sim.state(1, 0), MemberState::New);
 }

@@ -8,6 +8,7 @@ use super::world::{Settings, Start, World};
 
 mod chaos;
 mod death;
+mod figures;
 mod healing;
 mod quiet;
 mod spreading;
@@ -66,7 +67,7 @@ pub struct Scenario {
 }
 
 /// Every scenario.
-pub const SCENARIOS: [Scenario; 8] = [
+pub const SCENARIOS: [Scenario; 9] = [
     Scenario {
         name: "convergence",
         about: "one host changes its routes: how long until all others use them",
@@ -86,6 +87,11 @@ pub const SCENARIOS: [Scenario; 8] = [
     Scenario { name: "idle", about: "nothing happens: what each host sends", run: quiet::run },
     Scenario { name: "cold-start", about: "all hosts start for the first time within 10 s", run: starting::run_cold },
     Scenario { name: "restart-all", about: "all hosts die at once and start again", run: starting::run_restart },
+    Scenario {
+        name: "figures",
+        about: "idle, convergence, true-death, partition-heal and false-deaths, one after the other in one cluster",
+        run: figures::run,
+    },
     Scenario {
         name: "chaos",
         about: "a random part of all faults, then calm; every invariant is watched",

@@ -19,13 +19,23 @@ const EVERY_RUN: Duration = Duration::from_secs(10);
 
 pub(super) fn run(request: &Request) -> Result<Outcome, Box<Violation>> {
     let mut world = World::new(request.settings(Start::Introduced, 0))?;
-    let mut rng = ChaCha8Rng::seed_from_u64(request.seed ^ 1);
     world.run_for(Duration::from_secs(5))?;
+    let rows = measure(&mut world, request.runs(20))?;
+    Ok(request.outcome("convergence", &world, rows))
+}
+
+/// Lets random hosts change their routes in a cluster that runs.
+pub(super) fn measure(world: &mut World, runs: usize) -> Result<Vec<Row>, Box<Violation>> {
+    let (nodes, loss) = (world.settings.nodes - world.settings.liars, world.link.loss);
+    let mut rng = ChaCha8Rng::seed_from_u64(world.settings.seed ^ 1);
     let (mut slowest, mut every) = (Vec::new(), Vec::new());
     let sent_before: u64 = world.traffic().iter().map(|traffic| traffic.datagrams).sum();
     let began = world.now();
-    for run in 0..request.runs(20) {
-        let origin = below(&mut rng, request.nodes);
+    for run in 0..runs {
+        let origin = below(&mut rng, nodes);
+        if world.nodes[origin].engine().is_none() {
+            continue;
+        }
         let part = (run % 16) as u8;
         let ip = cast::announced(origin, part).addr();
         let watch = world.watch(Wanted::Owner(ip, cast::identity(origin).host_id()), origin);
@@ -39,11 +49,11 @@ pub(super) fn run(request: &Request) -> Result<Outcome, Box<Violation>> {
         world.referee.watches.clear();
     }
     let sent: u64 = world.traffic().iter().map(|traffic| traffic.datagrams).sum::<u64>() - sent_before;
-    let rate = sent as f64 / request.nodes as f64 / (world.now() - began).as_secs_f64();
+    let rate = sent as f64 / nodes as f64 / (world.now() - began).as_secs_f64();
     world.run_for(Duration::from_secs(5))?;
     world.require_equal_tables()?;
-    let limit = if request.loss <= 0.1 { 3.0 } else { 5.0 };
-    let rows = vec![
+    let limit = if loss <= 0.1 { 3.0 } else { 5.0 };
+    Ok(vec![
         Row::shown("changes", slowest.len() as f64, ""),
         Row::shown("known to one host, p50", percentile(&every, 50.0), "s"),
         Row::shown("known to one host, p99", percentile(&every, 99.0), "s"),
@@ -51,6 +61,5 @@ pub(super) fn run(request: &Request) -> Result<Outcome, Box<Violation>> {
         Row::limited("known to all, p99", percentile(&slowest, 99.0), "s", limit),
         Row::limited("known to all, slowest", percentile(&slowest, 100.0), "s", EVERY_RUN.as_secs_f64()),
         Row::shown("datagrams per host while changes spread", rate, "1/s"),
-    ];
-    Ok(request.outcome("convergence", &world, rows))
+    ])
 }
