@@ -55,7 +55,7 @@ pub(crate) struct Swarm {
 
 impl Swarm {
     pub(crate) fn draw(rng: &mut ChaCha8Rng) -> Self {
-        let mut coin = || rng.next_u32() % 2 == 0;
+        let mut coin = || rng.next_u32().is_multiple_of(2);
         Self {
             liars: usize::from(coin()),
             loss: coin(),
@@ -130,7 +130,8 @@ impl Swarm {
             let pause = Duration::from_millis(200 + rng.next_u64() % 40_000).min(calm - at);
             match rng.next_u32() % 10 {
                 0 | 1 if self.crash => {
-                    let damage = if self.lost_disk && rng.next_u32() % 2 == 0 { Damage::Lost } else { Damage::None };
+                    let damage =
+                        if self.lost_disk && rng.next_u32().is_multiple_of(2) { Damage::Lost } else { Damage::None };
                     plan.push((at, Fault::Crash(node, damage)));
                     plan.push((at + pause, Fault::Boot(node)));
                 }

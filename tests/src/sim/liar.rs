@@ -54,7 +54,7 @@ impl Liar {
     pub(crate) fn take_over(index: usize, engine: &Gossip, seed: [u8; 32], epoch: u64) -> Self {
         let identity = cast::identity(index);
         // The state machine draws its box key first.
-        let secret = StaticSecret::random_from_rng(&mut ChaCha20Rng::from_seed(seed));
+        let secret = StaticSecret::random_from_rng(ChaCha20Rng::from_seed(seed));
         let mut liar = Self {
             index,
             host: identity.host_id(),
