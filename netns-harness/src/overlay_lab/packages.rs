@@ -16,6 +16,7 @@ pub(crate) const TEST: &[Need] = &[
     ("ping", "iputils-ping"),
     ("wireguard-go", "wireguard-go"),
     ("wg", "wireguard-tools"),
+    ("faketime", "faketime"),
 ];
 /// What the measurements need.
 pub(crate) const BENCH: &[Need] = &[
