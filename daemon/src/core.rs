@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::events::EventLog;
+use crate::flow_store::SaveFigures;
 use crate::peers::{Peer, PeerKind};
 use crate::plumbing::PlumbingHandle;
 use crate::shared::SharedRef;
@@ -143,11 +144,26 @@ pub struct Core {
     pub file_text: Mutex<String>,
     /// Why there is no socket for the wg tools, if so.
     pub uapi_problem: OnceLock<Problem>,
+    /// Why there is no page of figures, if so.
+    pub metrics_problem: OnceLock<Problem>,
+    /// What saving the flow table did.
+    pub flow_saves: Arc<SaveFigures>,
+    /// Reloads so far.
+    pub reloads: Reloads,
     /// Where another machine speaks with this host's identity, if one was seen.
     pub twin: Mutex<Option<String>>,
     peers: DashMap<PeerKind, Arc<Peer>>,
     order: Mutex<PeerOrder>,
     revision: AtomicU64,
+}
+
+/// How reloads of the configuration ended.
+#[derive(Debug, Default)]
+pub struct Reloads {
+    /// Put in force, changes or not.
+    pub applied: AtomicU64,
+    /// Refused whole.
+    pub refused: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -217,6 +233,9 @@ impl Core {
             was_ready: AtomicBool::new(false),
             file_text: Mutex::new(parts.file_text),
             uapi_problem: OnceLock::new(),
+            metrics_problem: OnceLock::new(),
+            flow_saves: Arc::default(),
+            reloads: Reloads::default(),
             twin: Mutex::default(),
             peers: DashMap::new(),
             order: Mutex::default(),

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use overlay_config::{Applies, Config};
 use overlay_control::api::Severity;
 use overlay_control::{ApiError, Code};
-use overlay_dataplane::RuleEvent;
+use overlay_dataplane::{HostPolicy, RuleEvent};
 use overlay_routing::gossip::{ForeignPrefixes, Gossip, GossipEvent, OwnHost, StaticMember};
 use overlay_routing::identity::IdentityPublic;
 use overlay_wire::gossip::RouteAnnouncement;
@@ -63,6 +64,8 @@ pub struct Director {
     pub endpoints: Vec<SocketAddr>,
     /// The routes the plumbing was last given.
     pub learned: Option<LearnedRoutes>,
+    /// The policy between containers and this host that the plumbing was last given.
+    pub host_policy: Option<Arc<HostPolicy>>,
     /// When a loop was last reported.
     pub loop_told: Option<Instant>,
     /// Who waits for what members say.
@@ -242,6 +245,12 @@ impl Director {
         if self.learned.as_ref() != Some(&learned) && core.plumbing.try_set_routes(learned.clone()) {
             self.learned = Some(learned);
         }
+        if self.host_policy.as_deref() != Some(&rebuilt.host_policy) {
+            let policy = Arc::new(rebuilt.host_policy);
+            if core.plumbing.try_set_host_policy(Arc::clone(&policy)) {
+                self.host_policy = Some(policy);
+            }
+        }
     }
 
     fn record(&self, event: &GossipEvent) {
@@ -326,9 +335,13 @@ impl Director {
                 };
                 match &outcome {
                     Ok(changes) => {
+                        self.core.reloads.applied.fetch_add(1, Relaxed);
                         self.core.events.info("config-reloaded", None, format!("{} values changed", changes.len()));
                     }
-                    Err(error) => self.core.events.warn("config-refused", None, error.why.clone()),
+                    Err(error) => {
+                        self.core.reloads.refused.fetch_add(1, Relaxed);
+                        self.core.events.warn("config-refused", None, error.why.clone());
+                    }
                 }
                 let _ = done.send(outcome);
             }

@@ -1,6 +1,7 @@
 //! Pings from a namespace, with the summary read back.
 
 use anyhow::{Context as _, Result, bail};
+use std::io::Read as _;
 use std::process::{Child, Stdio};
 
 use crate::netns::{self, View};
@@ -54,40 +55,46 @@ pub fn ping(view: &View, words: &str, to: &str) -> Result<PingReport> {
     }
 }
 
-/// A `ping` that runs beside what happens meanwhile, for a minute at most.
+/// A `ping` that runs beside other work.
 #[derive(Debug)]
-pub struct Pinging {
-    child: Option<Child>,
+pub struct Pings {
+    child: Child,
 }
 
-impl Pinging {
-    /// Starts `ping -n` with the given extra words.
-    pub fn start(view: &View, words: &str, to: &str) -> Result<Pinging> {
-        let mut argv = vec!["ping", "-n", "-w", "60"];
+impl Pings {
+    /// Starts `ping -n -q` with the given extra words to an address; for a minute at most.
+    pub fn start(view: &View, words: &str, to: &str) -> Result<Pings> {
+        let mut argv = vec!["ping", "-n", "-q", "-w", "60"];
         argv.extend(words.split_whitespace());
         argv.push(to);
         let mut command = netns::command(view, &argv)?;
-        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        Ok(Pinging { child: Some(child.context("ping could not be started")?) })
+        let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        Ok(Pings { child: piped.spawn().context("ping could not be started")? })
     }
 
-    /// Ends it and reads what it counted.
-    pub fn finish(mut self) -> Result<PingReport> {
-        let child = self.child.take().context("it was ended before")?;
-        let id = libc::pid_t::try_from(child.id()).context("a process id")?;
+    /// Ends it now and reads what it counted; the last one may still be under way.
+    pub fn stop(self) -> Result<PingReport> {
+        let id = libc::pid_t::try_from(self.child.id()).context("a process id")?;
         // SAFETY: the process was started here and has not been waited for, so the number is still its own.
         unsafe { libc::kill(id, libc::SIGINT) };
-        let output = child.wait_with_output()?;
-        Ok(PingReport::parse(String::from_utf8_lossy(&output.stdout).into_owned()))
+        self.finish()
+    }
+
+    /// Waits until the last one was answered or given up.
+    pub fn finish(mut self) -> Result<PingReport> {
+        let mut text = String::new();
+        if let Some(mut output) = self.child.stdout.take() {
+            output.read_to_string(&mut text)?;
+        }
+        self.child.wait()?;
+        Ok(PingReport::parse(text))
     }
 }
 
-impl Drop for Pinging {
+impl Drop for Pings {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

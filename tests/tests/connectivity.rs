@@ -4,7 +4,7 @@
 
 use overlay_control::api::{ControlState, DataState, Health};
 use overlay_netns_harness::load::{self, Amount, Content, Server};
-use overlay_netns_harness::{Binaries, Family, HostSpec, Pinging, ping, wait_for};
+use overlay_netns_harness::{Binaries, Family, HostSpec, Pings, ping, wait_for};
 use overlay_tests::{Capture, Overlay, can_make_namespaces, lab_name};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -115,12 +115,11 @@ fn change_to_a_plain_encapsulation_while_packets_flow_loses_none() {
     };
     let (from, to) = (&overlay.container("h1c1").view, overlay.container("h2c1").v4.to_string());
     for encapsulation in ["gre", "ipip"] {
-        let pinging = Pinging::start(from, "-q -i 0.005 -W 2", &to).unwrap();
+        let pinging = Pings::start(from, "-i 0.005 -W 2", &to).unwrap();
         change_both(encapsulation);
         // Some more over the new one.
         assert!(ping(from, "-c 20 -i 0.01 -W 2", &to).unwrap().is_lossless());
-        let report = pinging.finish().unwrap();
-        // The last may still be under way when ping is told to end.
+        let report = pinging.stop().unwrap();
         assert!(report.sent > 20 && report.received + 1 >= report.sent, "to {encapsulation}: {}", report.text);
         change_both("wireguard");
     }

@@ -4,6 +4,7 @@ mod ask;
 mod change;
 mod endpoints;
 mod look;
+mod metrics;
 mod pings;
 mod policy;
 mod problems;

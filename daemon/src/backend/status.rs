@@ -17,11 +17,11 @@ use overlay_routing::ownership::Owner;
 use overlay_wire::{Mtu, Prefix};
 
 use super::{Api, problems};
-use crate::core::unix_ms;
+use crate::core::{Core, unix_ms};
 use crate::device::Offload;
 use crate::peers::{Peer, PeerKind};
 use crate::probe;
-use crate::shared::WorkerCommand;
+use crate::shared::{WorkerCommand, WorkerReport};
 use crate::snapshot::PathPeer;
 use crate::state::EARLIEST_UNIX;
 
@@ -47,7 +47,7 @@ impl Api {
     }
 
     /// What start-up still waits for; nothing once it was complete.
-    fn missing(&self) -> Vec<String> {
+    pub(super) fn missing(&self) -> Vec<String> {
         let missing = self.missing_now();
         if self.core.was_ready.load(Relaxed) {
             return Vec::new();
@@ -76,20 +76,9 @@ impl Api {
     pub(super) async fn status(&self) -> Status {
         let core = &self.core;
         let config = core.config.load();
-        let counters = self.counters().await.unwrap_or_default();
+        let counters = self.report().await.unwrap_or_default().engine;
         let peers = self.peers();
-        let mut problems: Vec<Problem> = core
-            .plumbing
-            .problems()
-            .into_iter()
-            .map(|problem| Problem {
-                code: problem.code.to_ascii_uppercase(),
-                what: problem.what,
-                why: problem.why,
-                next: problem.next,
-            })
-            .collect();
-        problems.extend(self.host_problems());
+        let problems = self.all_problems();
         let down = peers.iter().filter(|peer| peer.data == DataState::Down).count();
         let health = if !peers.is_empty() && down == peers.len() {
             Health::Unhealthy
@@ -124,7 +113,19 @@ impl Api {
         }
     }
 
-    pub(super) async fn counters(&self) -> Option<Counters> {
+    /// Everything that is wrong with this host.
+    pub(super) fn all_problems(&self) -> Vec<Problem> {
+        let plumbing = self.core.plumbing.problems().into_iter().map(|problem| Problem {
+            code: problem.code.to_ascii_uppercase(),
+            what: problem.what,
+            why: problem.why,
+            next: problem.next,
+        });
+        plumbing.chain(self.host_problems()).collect()
+    }
+
+    /// What the worker did; `None` when it does not answer.
+    pub(super) async fn report(&self) -> Option<WorkerReport> {
         let (answer, answered) = tokio::sync::oneshot::channel();
         if !self.core.worker.send(WorkerCommand::Counters(answer)) {
             return None;
@@ -141,7 +142,19 @@ impl Api {
     fn host_problems(&self) -> Vec<Problem> {
         let core = &self.core;
         let config = core.config.load();
-        let mut problems: Vec<Problem> = core.uapi_problem.get().cloned().into_iter().collect();
+        let mut problems: Vec<Problem> =
+            core.uapi_problem.get().into_iter().chain(core.metrics_problem.get()).cloned().collect();
+        if let Some(why) = core.flow_saves.problem.lock().clone() {
+            problems.push(Problem {
+                code: "FLOWS_NOT_SAVED".to_owned(),
+                what: "tracked flows cannot be saved for a restart".to_owned(),
+                why,
+                next: format!(
+                    "make room, or make {} writable for the daemon's user; until then a restart forgets what passes by state",
+                    config.paths.state_dir.display()
+                ),
+            });
+        }
         if config.overlay.offload && core.offload == Offload::None {
             problems.push(Problem {
                 code: "NO_OFFLOAD".to_owned(),
@@ -236,11 +249,7 @@ impl Api {
                 status.public_key = Some(PublicKey(*key));
             }
             status.subnets = subnets(Owner::Foreign(place as u32));
-            let age = core.age_of(peer.counters.last_rx_ms.load(std::sync::atomic::Ordering::Relaxed), now);
-            status.data = match age {
-                Some(age) if age < FOREIGN_IDLE => DataState::Up,
-                _ => DataState::Idle,
-            };
+            status.data = foreign_state(core, &peer, now);
             status.problems = problems::of_sizes(core, path, &status, None).into_iter().collect();
             foreign.push(status);
         }
@@ -282,11 +291,7 @@ impl Api {
 
     fn add_probes(&self, status: &mut PeerStatus, peer: &Peer, now: Instant) {
         let probes = peer.probes.lock();
-        status.data = match probes.state() {
-            probe::DataState::Up => DataState::Up,
-            probe::DataState::Down => DataState::Down,
-            probe::DataState::Unknown => DataState::Idle,
-        };
+        status.data = data_state(probes.state());
         status.rtt_us = probes.round_trip().map(|rtt| rtt.as_micros() as u64);
         if probes.state() != probe::DataState::Unknown {
             status.loss_percent = Some((probes.loss(now) * 1000.0).round() / 10.0);
@@ -294,7 +299,24 @@ impl Api {
     }
 }
 
-fn control_state(state: MemberState) -> ControlState {
+/// What probes of a member say.
+pub(super) fn data_state(state: probe::DataState) -> DataState {
+    match state {
+        probe::DataState::Up => DataState::Up,
+        probe::DataState::Down => DataState::Down,
+        probe::DataState::Unknown => DataState::Idle,
+    }
+}
+
+/// What the last packet of a foreign peer says.
+pub(super) fn foreign_state(core: &Core, peer: &Peer, now: Instant) -> DataState {
+    match core.age_of(peer.counters.last_rx_ms.load(Relaxed), now) {
+        Some(age) if age < FOREIGN_IDLE => DataState::Up,
+        _ => DataState::Idle,
+    }
+}
+
+pub(super) fn control_state(state: MemberState) -> ControlState {
     match state {
         MemberState::New => ControlState::Unknown,
         MemberState::Up => ControlState::Up,

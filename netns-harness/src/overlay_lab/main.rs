@@ -8,6 +8,7 @@ mod dist;
 mod machine;
 mod manage;
 mod packages;
+mod saving;
 mod signals;
 mod soak;
 mod suite;

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::machine::Machine;
-use crate::{packages, signals};
+use crate::{packages, saving, signals};
 
 const ENCAPSULATIONS: [&str; 3] = ["wireguard", "gre", "ipip"];
 
@@ -26,6 +26,8 @@ enum Name {
     Restart,
     /// Verified streams over wires that delay, reorder, corrupt, lose and repeat.
     Faults,
+    /// Throughput with and without saving the flow table, in turns.
+    Saving,
 }
 
 #[derive(Debug, Args)]
@@ -55,9 +57,9 @@ struct Report {
 
 /// One line of a result.
 #[derive(Debug, Serialize)]
-struct Measurement {
+pub(crate) struct Measurement {
     what: String,
-    value: f64,
+    pub(crate) value: f64,
     unit: &'static str,
     error: Option<String>,
 }
@@ -71,6 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         Name::Mtu => mtu(&binaries, options)?,
         Name::Restart => restart(&binaries, options)?,
         Name::Faults => faults(&binaries, options)?,
+        Name::Saving => saving::run(&binaries, options.size)?,
     };
     let name = options.name.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
     let held = measurements.iter().all(|measurement| measurement.error.is_none());
@@ -97,7 +100,7 @@ fn cluster(binaries: &Binaries, encapsulation: &str, hosts: &[HostSpec]) -> Resu
     Ok((lab, containers.0, containers.1))
 }
 
-fn measured(what: String, unit: &'static str, work: impl FnOnce() -> Result<f64>) -> Measurement {
+pub(crate) fn measured(what: String, unit: &'static str, work: impl FnOnce() -> Result<f64>) -> Measurement {
     let result = work();
     let error = result.as_ref().err().map(|error| format!("{error:#}"));
     let value = result.unwrap_or(0.0);
