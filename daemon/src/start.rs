@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api::{Access, Server};
+use crate::asking::Listeners;
 use crate::backend::Api;
 use crate::core::{Change, Core, CoreParts, host_addresses, unix_ms};
 use crate::counters::PathCounters;
@@ -575,7 +576,7 @@ fn director(
         learned: None,
         host_policy: None,
         loop_told: None,
-        listeners: Vec::new(),
+        listeners: Listeners::default(),
     })
 }
 

@@ -11,7 +11,8 @@ use rand_core::RngCore;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Api;
-use crate::core::{Change, Core, Question, Told, host_address};
+use crate::asking::{Question, Told};
+use crate::core::{Change, Core, host_address};
 use crate::doctor::{self, Asked, Carrier, Data, Sizes, Udp};
 use crate::peers::PeerKind;
 use crate::probe;
