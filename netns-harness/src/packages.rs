@@ -20,22 +20,26 @@ pub fn exists(program: &str) -> bool {
     path.split(':').chain(["/usr/sbin", "/sbin"]).any(|directory| Path::new(directory).join(program).is_file())
 }
 
-/// Installs packages through `apt-get` for their programs alone, at the second try with fresh lists; `words` are packages and further options.
+/// Installs packages through `apt-get` for their programs alone; `words` are packages and further options.
 pub fn install(words: &[&str]) -> Result<()> {
     if !exists("apt-get") {
         bail!("these Debian packages are missing: {}", words.join(" "));
     }
-    let _quiet = Quiet::ask()?;
-    let apt = |arguments: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "-o", "DPkg::Lock::Timeout=120"]);
-        run(command.args(arguments))
-    };
     let install = [&["-y", "--no-install-recommends", "install"], words].concat();
-    apt(&install)
-        .or_else(|_| apt(&["update"]).and_then(|_| apt(&install)))
-        .with_context(|| format!("apt-get could not install {}", words.join(" ")))?;
+    let _quiet = Quiet::ask()?;
+    with_lists(|| apt(&install)).with_context(|| format!("apt-get could not install {}", words.join(" ")))?;
     disable_services(words)
+}
+
+/// Does something that needs apt's lists of packages, and once more with fresh lists where it failed.
+pub fn with_lists<T>(work: impl Fn() -> Result<T>) -> Result<T> {
+    work().or_else(|_| apt(&["update"]).and_then(|()| work()))
+}
+
+fn apt(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "-o", "DPkg::Lock::Timeout=120"]);
+    run(command.args(arguments)).map(drop)
 }
 
 /// The program `boringtun-cli`, installed from crates.io into the build directory once.

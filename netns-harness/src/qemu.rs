@@ -65,7 +65,7 @@ impl Image {
         install_emulator()?;
         let directory = target_directory()?.join("qemu");
         fs::create_dir_all(&directory)?;
-        let package = newest_kernel()?;
+        let package = packages::with_lists(newest_kernel)?;
         let version = package.trim_start_matches("linux-image-").to_owned();
         let image = Image {
             kernel: directory.join(format!("vmlinuz-{version}")),
@@ -75,7 +75,9 @@ impl Image {
             return Ok(image);
         }
         let work = tempfile::tempdir_in(&directory)?;
-        run(Command::new("apt-get").args(["download", "-q", &package]).current_dir(work.path()))?;
+        packages::with_lists(|| {
+            run(Command::new("apt-get").args(["download", "-q", &package]).current_dir(work.path()))
+        })?;
         let fetched = fs::read_dir(work.path())?.flatten().map(|entry| entry.path());
         let deb = fetched.into_iter().find(|path| path.extension().is_some_and(|it| it == "deb"));
         let deb = deb.ok_or_else(|| anyhow!("apt-get download fetched no file for {package}"))?;
@@ -121,7 +123,7 @@ fn install_emulator() -> Result<()> {
 fn newest_kernel() -> Result<String> {
     let text = run(Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]))?;
     let package = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
-    let package = package.ok_or_else(|| anyhow!("apt knows no linux-image-cloud-amd64; run apt-get update"))?;
+    let package = package.ok_or_else(|| anyhow!("apt knows no linux-image-cloud-amd64"))?;
     ensure!(package.starts_with("linux-image-"), "an unexpected dependency: {package}");
     Ok(package.to_owned())
 }

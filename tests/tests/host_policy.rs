@@ -193,7 +193,7 @@ fn changed_policy_cuts_live_connections_both_ways_and_leaves_others_alone() {
     for [container, host] in pairs(&overlay) {
         for (from, to) in [(container, host), (host, container)] {
             for cut in ["deny tcp/7141 from any to any", "reject any from any to any"] {
-                apply(&overlay, "members", &[open.clone()]);
+                apply(&overlay, "members", std::slice::from_ref(&open));
                 let echo = Echo::start(to.view.namespace(), SocketAddr::new(to.address, 7141)).unwrap();
                 let mut kept = Conversation::open(from.view.namespace(), echo.address(), LIMIT).unwrap();
                 kept.exchange(LIMIT).unwrap();
@@ -215,14 +215,14 @@ fn answers_end_with_the_permission_to_ask() {
     let open = "allow udp/7151 from any to any".to_owned();
     for [container, host] in pairs(&overlay) {
         for (from, to) in [(container, host), (host, container)] {
-            apply(&overlay, "members", &[open.clone()]);
+            apply(&overlay, "members", std::slice::from_ref(&open));
             let asking = udp_socket(from.view.namespace(), SocketAddr::new(from.address, 7152)).unwrap();
             let answering = udp_socket(to.view.namespace(), SocketAddr::new(to.address, 7151)).unwrap();
             assert_eq!(datagram(&asking, &answering, LIMIT).unwrap(), asking.local_addr().unwrap());
             datagram(&answering, &asking, LIMIT).expect("an answer passes");
             apply(&overlay, "members", &["deny udp/7151 from any to any".to_owned()]);
             assert!(datagram(&answering, &asking, MOMENT).is_err(), "{to:?} still answers {from:?}");
-            apply(&overlay, "members", &[open.clone()]);
+            apply(&overlay, "members", std::slice::from_ref(&open));
             datagram(&answering, &asking, LIMIT).expect("the flow is allowed again");
         }
     }

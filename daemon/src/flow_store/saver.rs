@@ -15,9 +15,10 @@ use crate::events::EventLog;
 /// How often flows are saved. Those opened since are lost by a kill, so it is short; a table of usual size takes a few
 /// milliseconds.
 const EVERY: Duration = Duration::from_secs(3);
-/// A pause is at least this many times as long as the save before it: a full table or a slow disk costs two hundredths of a
-/// processor at most.
-const PAUSE_PER_SAVE: u32 = 50;
+/// A pause is at least this many times the processor time of the save before it: two hundredths of one processor at most.
+const PAUSE_PER_WORK: u32 = 50;
+/// And this many times as long as the save took, waiting for the disk included: a slow disk is ours for a tenth at most.
+const PAUSE_PER_SAVE: u32 = 10;
 
 /// What saving did so far, for metrics and status.
 #[derive(Debug, Default)]
@@ -82,11 +83,13 @@ impl Work {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
+            let before = processor_time();
             let took = self.save(last.unwrap_or(SavedWhile::Running));
             if last.is_some() {
                 return;
             }
-            pause = EVERY.max(took * PAUSE_PER_SAVE);
+            let worked = processor_time().saturating_sub(before);
+            pause = EVERY.max(worked * PAUSE_PER_WORK).max(took * PAUSE_PER_SAVE);
         }
     }
 
@@ -115,4 +118,10 @@ impl Work {
         }
         took
     }
+}
+
+/// What the calling thread has had of a processor so far.
+fn processor_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }

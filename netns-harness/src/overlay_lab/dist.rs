@@ -130,6 +130,7 @@ fn debian(stage: &Path, out: &Path, version: &str) -> Result<PathBuf> {
     let mut placed: Vec<(PathBuf, String, u32)> = vec![
         (stage.join("bin/overlayd"), "usr/bin/overlayd".into(), 0o755),
         (stage.join("bin/overlayctl"), "usr/bin/overlayctl".into(), 0o755),
+        (stage.join("install"), "usr/lib/overlayd/install".into(), 0o755),
         (stage.join("overlayd.service"), "lib/systemd/system/overlayd.service".into(), 0o644),
         (stage.join("sysctl.d/60-overlayd.conf"), "usr/lib/sysctl.d/60-overlayd.conf".into(), 0o644),
         (stage.join("sysusers.d/overlayd.conf"), "usr/lib/sysusers.d/overlayd.conf".into(), 0o644),

@@ -28,6 +28,8 @@ struct Rig {
     lab: Lab,
     from: Container,
     to: Container,
+    /// One for all rounds: every other port would make as many flows again.
+    socket: UdpSocket,
 }
 
 impl Rig {
@@ -36,13 +38,11 @@ impl Rig {
     }
 
     /// Sends one datagram on each flow, from one socket: unanswered flows live for 30 s.
-    fn fill(&self) -> Result<()> {
-        let socket = netns::within(self.from.view.namespace(), || Ok(UdpSocket::bind((self.from.v4, 0))?))?;
+    fn fill(&self) {
         for port in 1..=FLOWS {
             // A refusal by ICMP is reported at the next call and means nothing here.
-            let _ = socket.send_to(&[0], (self.to.v4, port));
+            let _ = self.socket.send_to(&[0], (self.to.v4, port));
         }
-        Ok(())
     }
 
     fn hold_up(&self, saving: bool) -> Result<()> {
@@ -79,7 +79,7 @@ impl Rig {
     }
 
     fn transfer(&self, saving: bool) -> Result<f64> {
-        self.fill()?;
+        self.fill();
         let server = Server::start(self.to.view.namespace(), SocketAddr::new(self.to.v4.into(), 0))?;
         let before = self.saved()?;
         let transfer = load::send(self.from.view.namespace(), server.address(), Amount::Time(TIME), Content::Counted)?;
@@ -108,7 +108,9 @@ pub(crate) fn run(binaries: &overlay_netns_harness::Binaries, size: u64) -> Resu
     lab.start_daemons()?;
     let (from, to) = (lab.add_container("h1", "c1")?, lab.add_container("h2", "c1")?);
     lab.wait_ready(Duration::from_secs(20))?;
-    let rig = Rig { lab, from, to };
+    let socket = netns::within(from.view.namespace(), || Ok(UdpSocket::bind((from.v4, 0))?))?;
+    let rig = Rig { lab, from, to, socket };
+    wait_for("the first save on both hosts", Duration::from_secs(30), || rig.saved().ok())?;
     let (mut all, mut ratios) = (Vec::new(), Vec::new());
     for round in 1..=(size / 10).max(1) {
         let mut rates = [0.0; 2];
