@@ -22,6 +22,7 @@ use overlay_wire::{HostId, Mtu, PeerIndex, Prefix};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::asking::{Question, Told};
 use crate::events::EventLog;
 use crate::flow_store::SaveFigures;
 use crate::peers::{Peer, PeerKind};
@@ -64,39 +65,6 @@ pub enum Change {
     Ask(Vec<HostId>, Question, mpsc::Sender<Told>),
     /// What is known of a member at this moment. Changes nothing.
     Look(HostId, oneshot::Sender<Option<MemberView>>),
-}
-
-/// What members are asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Question {
-    /// Whether they answer.
-    Reach,
-    /// What their clocks say.
-    Clock,
-}
-
-/// What a member said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
-    /// It answers.
-    Reached {
-        /// The member.
-        host: HostId,
-        /// How long the answer took, where that was measured.
-        round_trip: Option<Duration>,
-    },
-    /// Its clock.
-    Clock {
-        /// The member.
-        host: HostId,
-        /// How far it is ahead of ours, in milliseconds.
-        ahead_ms: i64,
-    },
-    /// It cannot be asked for its clock: it is not reachable, or its release does not tell.
-    NoClock {
-        /// The member.
-        host: HostId,
-    },
 }
 
 /// Shared by every task of the control side.

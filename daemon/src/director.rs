@@ -17,7 +17,8 @@ use overlay_wire::gossip::RouteAnnouncement;
 use overlay_wire::{HostId, Prefix};
 use tokio::sync::mpsc;
 
-use crate::core::{Change, Core, Question, Told, View, host_address, unix_ms};
+use crate::asking::{Listeners, Question, Told};
+use crate::core::{Change, Core, View, host_address, unix_ms};
 use crate::peers::{Peer, PeerKind};
 use crate::plumbing::LearnedRoutes;
 use crate::probe::{self, DataState};
@@ -69,7 +70,7 @@ pub struct Director {
     /// When a loop was last reported.
     pub loop_told: Option<Instant>,
     /// Who waits for what members say.
-    pub listeners: Vec<mpsc::Sender<Told>>,
+    pub listeners: Listeners,
 }
 
 impl Director {
@@ -153,7 +154,7 @@ impl Director {
                 self.gossip.tell_clock(*host, *nonce, unix_ms());
                 self.transmit();
             }
-            self.tell(&event);
+            self.listeners.tell(&event);
             self.record(&event);
         }
         if changed {
@@ -164,24 +165,6 @@ impl Director {
         }
         // Last, so that what an answer says of this host is in force before the answer leaves.
         self.transmit();
-    }
-
-    /// Hands what a member said to those who asked.
-    fn tell(&mut self, event: &GossipEvent) {
-        let told = match event {
-            GossipEvent::CheckAnswered { host, round_trip } => {
-                Told::Reached { host: *host, round_trip: Some(*round_trip) }
-            }
-            GossipEvent::MemberUp { host } => Told::Reached { host: *host, round_trip: None },
-            GossipEvent::ClockTold { host, unix_ms: theirs, round_trip } => {
-                // It looked at its clock about half the round trip ago.
-                let then = unix_ms().saturating_sub(round_trip.as_millis() as u64 / 2);
-                Told::Clock { host: *host, ahead_ms: theirs.wrapping_sub(then).cast_signed() }
-            }
-            _ => return,
-        };
-        // A listener that is gone, or so slow that its queue is full, hears no more.
-        self.listeners.retain(|listener| listener.try_send(told).is_ok());
     }
 
     fn ask(&mut self, members: &[HostId], question: Question, listener: mpsc::Sender<Told>) {
@@ -196,8 +179,7 @@ impl Director {
                 }
             }
         }
-        self.listeners.retain(|listener| !listener.is_closed());
-        self.listeners.push(listener);
+        self.listeners.add(listener);
         // First contact with a member that is not reachable is due at once.
         self.gossip.handle_timeout(now);
         self.drain(false);

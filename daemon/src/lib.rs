@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 mod api;
+pub mod asking;
 pub mod backend;
 pub mod core;
 pub mod counters;

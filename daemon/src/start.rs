@@ -20,8 +20,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api::{Access, Server};
+use crate::asking::Listeners;
 use crate::backend::Api;
-use crate::core::{Change, Core, CoreParts, host_addresses};
+use crate::core::{Change, Core, CoreParts, host_addresses, unix_ms};
 use crate::counters::PathCounters;
 use crate::device::{DeviceConfig, DeviceError, Queue, QueueIndex};
 use crate::director::{
@@ -331,7 +332,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), ApiError> {
     let _locks = lock([config.paths.runtime_dir.join(name), config.paths.state_dir.join("overlayd.lock")])?;
     let identity = identity(&config)?;
     let keys = wireguard_keys(&config)?;
-    let boot_epoch = state::next_boot_epoch(&config.paths.state_dir)?;
+    let boot_epoch = state::next_boot_epoch(&config.paths.state_dir, unix_ms())?;
     let sockets = open_sockets(&config)?;
     let mtu = tun_mtu(&config);
     let device = DeviceConfig { name: config.overlay.interface.clone(), offload: config.overlay.offload, mtu };
@@ -575,7 +576,7 @@ fn director(
         learned: None,
         host_policy: None,
         loop_told: None,
-        listeners: Vec::new(),
+        listeners: Listeners::default(),
     })
 }
 

@@ -11,8 +11,9 @@ use rand_core::RngCore;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Api;
-use crate::core::{Change, Core, Question, Told, host_address};
-use crate::doctor::{Asked, Carrier, Data, Sizes, Udp};
+use crate::asking::{Question, Told};
+use crate::core::{Change, Core, host_address};
+use crate::doctor::{self, Asked, Carrier, Data, Sizes, Udp};
 use crate::peers::PeerKind;
 use crate::probe;
 use crate::shared::WorkerCommand;
@@ -28,8 +29,8 @@ const TRIES: u32 = 3;
 const TRY_EVERY: Duration = Duration::from_millis(400);
 /// How long the answer to the last one is waited for.
 const LAST_ANSWER: Duration = Duration::from_millis(700);
-/// How long a refusal by the peer's host is waited for.
-const REFUSAL: Duration = Duration::from_millis(400);
+/// How long a refusal by the peer's host is waited for, from the second try on: longer than the other tries take.
+const REFUSAL: Duration = Duration::from_millis(1300);
 /// Rounds in which sizes are searched, sizes in one round, echoes of each size, and how long a round may take beyond the
 /// usual round trip.
 const SIZE_ROUNDS: usize = 4;
@@ -147,13 +148,22 @@ impl Api {
     /// Probes the UDP port; `None` for a foreign peer.
     async fn ask_port(&self, member: Option<HostId>, endpoint: Option<SocketAddr>) -> Option<Udp> {
         let member = member?;
-        if let Some(round_trip) = self.reach(member).await {
-            return Some(Udp::Answered { round_trip });
-        }
-        let mark = self.core.config.load().plumbing.mark_socket;
-        if let Some(to) = endpoint
-            && is_refused(to, mark, REFUSAL).await.unwrap_or(false)
-        {
+        let refusal = async {
+            // A member that answers never gets the byte.
+            tokio::time::sleep(TRY_EVERY).await;
+            match endpoint {
+                Some(to) => {
+                    is_refused(to, self.core.config.load().plumbing.mark_socket, REFUSAL).await.unwrap_or(false)
+                }
+                None => false,
+            }
+        };
+        let refused = tokio::select! {
+            // Only an answer ends the wait for a refusal.
+            Some(round_trip) = self.reach(member) => return Some(Udp::Answered { round_trip }),
+            refused = refusal => refused,
+        };
+        if refused {
             return Some(Udp::Refused);
         }
         let last = self.look(member).await.and_then(|view| view.last_heard);
@@ -234,9 +244,10 @@ impl Api {
     async fn find_size(&self, member: Option<HostId>, target: Target) -> Option<Sizes> {
         let core = &self.core;
         let peer = core.find_peer(&PeerKind::Member(member?))?;
-        let (told, overhead) = told_size(core, peer.index)?;
+        let (told, outside, overhead) = told_size(core, peer.index)?;
         let wait = SIZE_ROUND + peer.probes.lock().round_trip().unwrap_or_default().min(LONGEST_TRIP);
-        let mut sizes = Sizes { told, largest: told.min(SMALLEST), overhead };
+        let route = doctor::route_words(outside, core.config.load().plumbing.mark_socket);
+        let mut sizes = Sizes { told, largest: told.min(SMALLEST), overhead, route };
         if self.largest_of(target, &[told], wait).await.is_some() {
             return Some(Sizes { largest: told, ..sizes });
         }
@@ -344,13 +355,13 @@ fn targets(core: &Core, view: &MemberView, encapsulation: Encapsulation) -> Vec<
     found
 }
 
-/// The inner MTU of a peer, and what its encapsulation adds.
-fn told_size(core: &Core, index: PeerIndex) -> Option<(u16, u16)> {
+/// The inner MTU of a peer, its underlay address, and what its encapsulation adds.
+fn told_size(core: &Core, index: PeerIndex) -> Option<(u16, IpAddr, u16)> {
     let snapshot = core.shared.snapshot.load();
     let told = u16::try_from(worker::inner_mtu(&snapshot, index)).ok()?;
     let path = snapshot.peer(index)?;
     let to = path.plain.or(path.peer.state.lock().path)?.to.ip();
-    Some((told, sizes::overhead(path.encapsulation, to, &path.gre)))
+    Some((told, to, sizes::overhead(path.encapsulation, to, &path.gre)))
 }
 
 fn no_clock(status: &PeerStatus, udp: Option<Udp>) -> String {

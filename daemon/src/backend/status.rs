@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use overlay_config::PublicKey;
+use overlay_control::Code;
 use overlay_control::api::{
     ControlState, DataState, FlowUse, Health, HostInfo, PeerKind as ShownKind, PeerStatus, Problem, Response, Status,
     VersionInfo,
@@ -16,12 +17,13 @@ use overlay_routing::ownership::Owner;
 use overlay_wire::{Mtu, Prefix};
 
 use super::{Api, problems};
-use crate::core::Core;
+use crate::core::{Core, unix_ms};
 use crate::device::Offload;
 use crate::peers::{Peer, PeerKind};
 use crate::probe;
 use crate::shared::{WorkerCommand, WorkerReport};
 use crate::snapshot::PathPeer;
+use crate::state::EARLIEST_UNIX;
 
 /// A foreign peer that sent nothing for this long is no longer known to be up: two keepalives of the longest usual kind
 /// and a rekey.
@@ -159,6 +161,14 @@ impl Api {
                 what: "the TUN device takes no super-packets".to_owned(),
                 why: "the kernel refused virtio-net headers; throughput is several times lower".to_owned(),
                 next: "use a kernel from Linux 4.x on with TUN offloads, or set overlay.offload = false".to_owned(),
+            });
+        }
+        if unix_ms() < EARLIEST_UNIX * 1000 {
+            problems.push(Problem {
+                code: Code::Clock.name().to_owned(),
+                what: "the clock of this host is years behind".to_owned(),
+                why: "logs are wrong, and were its state lost, the next start would be refused".to_owned(),
+                next: "set the clock: timedatectl set-ntp true".to_owned(),
             });
         }
         if core.mtu < Mtu::IPV6_MIN && config.node.prefixes.iter().any(|prefix| !prefix.is_ipv4()) {

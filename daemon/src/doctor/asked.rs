@@ -93,7 +93,7 @@ pub struct Data {
 }
 
 /// How large packets may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sizes {
     /// What senders are told: the largest inner packet, in bytes.
     pub told: u16,
@@ -101,6 +101,8 @@ pub struct Sizes {
     pub largest: u16,
     /// Bytes that the encapsulation in use adds.
     pub overhead: u16,
+    /// The route to the peer in the words of `ip route`, where one was found.
+    pub route: Option<String>,
 }
 
 /// The checks of a peer that was asked.
@@ -217,7 +219,7 @@ fn no_data(asked: &Asked) -> String {
 fn sizes(asked: &Asked) -> Check {
     let name = "peer-mtu";
     let peer = &asked.peer;
-    let Some(Sizes { told, largest, overhead }) = asked.sizes else {
+    let Some(Sizes { told, largest, overhead, route }) = &asked.sizes else {
         return Check::skipped(name, format!("nothing came back from {peer}, so sizes were not tried"));
     };
     if largest >= told {
@@ -227,10 +229,15 @@ fn sizes(asked: &Asked) -> Check {
         "packets of {largest} bytes come back from {peer}, larger ones vanish though up to {told} are allowed: a router \
          on the way has a smaller MTU and its \"too big\" messages do not arrive"
     );
-    let outer = largest.saturating_add(overhead);
-    let advice = format!(
-        "let ICMP type 3 (IPv4) and ICMPv6 type 2 through; until then tell both hosts what the way carries: `ip route \
-         replace ADDRESS … mtu {outer}` for the underlay route between them"
-    );
+    let let_through = "let ICMP type 3 (IPv4) and ICMPv6 type 2 through on the way";
+    let advice = match route {
+        // What the kernel knows of the route, the daemon takes over within a second.
+        Some(route) => format!(
+            "{let_through}; until then, here and likewise on {peer}: `ip route replace {route} mtu {}`, undone by `ip route \
+             del {route}`",
+            largest.saturating_add(*overhead)
+        ),
+        None => let_through.to_owned(),
+    };
     Check::advised(name, why, advice)
 }

@@ -8,9 +8,7 @@ use super::remedy::Action;
 use crate::plumbing::desired::{Family, uses};
 use crate::plumbing::interfaces::tunnels_in_the_way;
 use crate::plumbing::{PlumbingConfig, firewall};
-
-/// 2024-01-01: no release of this program is older, so a clock before it is wrong.
-const EARLIEST_UNIX: u64 = 1_704_067_200;
+use crate::state::EARLIEST_UNIX;
 
 /// Clocks further apart than this make certificates and logs hard to judge, in seconds.
 const CLOCK_TOLERANCE: i64 = 60;

@@ -105,10 +105,28 @@ pub async fn gather(config: &PlumbingConfig, inputs: Inputs) -> Facts {
 }
 
 fn outgoing_interface(addr: IpAddr, mark: u32) -> Option<String> {
-    let text = said("ip", &["-o", "route", "get", &addr.to_string(), "mark", &mark.to_string()])?;
+    let text = route_get(addr, mark)?;
     let mut words = text.split_whitespace();
     words.find(|word| *word == "dev")?;
     words.next().map(str::to_owned)
+}
+
+fn route_get(addr: IpAddr, mark: u32) -> Option<String> {
+    said("ip", &["-o", "route", "get", &addr.to_string(), "mark", &mark.to_string()])
+}
+
+/// The route to an address in the words of `ip route`, for a command that gives it another MTU.
+#[must_use]
+pub fn route_words(addr: IpAddr, mark: u32) -> Option<String> {
+    let text = route_get(addr, mark)?;
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let behind = |key: &str| words.windows(2).find(|pair| pair[0] == key).map(|pair| pair[1]);
+    let device = behind("dev")?;
+    // A gateway need not lie in a prefix of the device, as with a default route set `onlink`.
+    Some(match behind("via") {
+        Some(gateway) => format!("{addr} via {gateway} dev {device} onlink"),
+        None => format!("{addr} dev {device}"),
+    })
 }
 
 fn clock_synchronised() -> Option<bool> {

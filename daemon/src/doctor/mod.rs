@@ -16,7 +16,7 @@ use overlay_control::api::{DoctorMode, Finding, FindingStatus};
 
 pub use asked::{Asked, Carrier, Data, Sizes, Udp};
 pub use checks::{Check, Outcome};
-pub use facts::{Facts, Inputs, Reach, gather};
+pub use facts::{Facts, Inputs, Reach, gather, route_words};
 pub use remedy::{Action, Remedies};
 
 use crate::plumbing::PlumbingConfig;

@@ -40,6 +40,10 @@ fn healthy() -> Facts {
 
 const LOST: Data = Data { carrier: Carrier::Wireguard, sent: 3, answered: 0, heard: false };
 
+fn sizes(largest: u16) -> Sizes {
+    Sizes { told: 1420, largest, overhead: 60, route: Some("192.0.2.2 via 192.0.2.254 dev eth0 onlink".into()) }
+}
+
 /// A peer that answered everything, but for what is changed.
 fn ask(facts: &mut Facts, change: impl FnOnce(&mut Asked)) {
     let mut asked = Asked {
@@ -48,7 +52,7 @@ fn ask(facts: &mut Facts, change: impl FnOnce(&mut Asked)) {
         udp: Some(Udp::Answered { round_trip: std::time::Duration::from_micros(400) }),
         data: vec![Data { answered: 3, ..LOST }],
         plain_unused: None,
-        sizes: Some(Sizes { told: 1420, largest: 1420, overhead: 60 }),
+        sizes: Some(sizes(1420)),
         no_clock: None,
     };
     change(&mut asked);
@@ -105,7 +109,7 @@ fn each_fault_is_found_by_its_own_check_with_a_way_out() {
         ("peer-data", |f| ask(f, |asked| asked.data[0].answered = 0)),
         ("peer-data", |f| ask(f, |asked| asked.data[0] = Data { carrier: Carrier::Gre, heard: true, ..LOST })),
         ("peer-data", |f| ask(f, |asked| asked.data[0] = Data { carrier: Carrier::Ipv6, ..LOST })),
-        ("peer-mtu", |f| ask(f, |asked| asked.sizes = Some(Sizes { told: 1420, largest: 1340, overhead: 60 }))),
+        ("peer-mtu", |f| ask(f, |asked| asked.sizes = Some(sizes(1340)))),
         ("clock", |f| {
             ask(f, |_| {});
             f.inputs.clock_offsets = vec![("h2".into(), 61)];
@@ -145,9 +149,10 @@ fn what_a_peer_did_not_answer_names_protocol_place_and_direction() {
         assert!(lost.why.contains("die on the way there"), "{}", lost.why);
         assert!(lost.advice.unwrap().contains("overlayctl peer set h2 encapsulation=wireguard"));
     }
-    let small = found("peer-mtu", |asked| asked.sizes = Some(Sizes { told: 1420, largest: 1340, overhead: 60 }));
+    let small = found("peer-mtu", |asked| asked.sizes = Some(sizes(1340)));
     assert!(small.why.contains("packets of 1340 bytes come back"), "{}", small.why);
-    assert!(small.advice.unwrap().contains("mtu 1400"));
+    let command = "`ip route replace 192.0.2.2 via 192.0.2.254 dev eth0 onlink mtu 1400`";
+    assert!(small.advice.as_ref().unwrap().contains(command), "{small:?}");
 }
 
 #[test]

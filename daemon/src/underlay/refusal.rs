@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Sends one byte that no daemon answers, and waits for a refusal; false when none came within `limit`. Must run inside a
-/// tokio runtime.
+/// How often the byte is sent: hosts refuse about once a second, and others may have used that up.
+const EVERY: Duration = Duration::from_millis(300);
+
+/// Sends a byte that no daemon answers, again and again, and waits for a refusal; false when none came within `limit`.
+/// Must run inside a tokio runtime.
 ///
 /// # Errors
 /// When the socket cannot be made or there is no route.
@@ -22,13 +25,23 @@ pub async fn is_refused(to: SocketAddr, mark: u32, limit: Duration) -> io::Resul
     socket.bind(&any.into())?;
     socket.connect(&to.into())?;
     let socket = tokio::net::UdpSocket::from_std(socket.into())?;
-    // A first byte of zero is neither WireGuard nor gossip.
-    socket.send(&[0]).await?;
-    let mut nothing = [0; 1];
-    match tokio::time::timeout(limit, socket.recv(&mut nothing)).await {
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
-        _ => Ok(false),
+    let until = tokio::time::Instant::now() + limit;
+    let is_refusal = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    while tokio::time::Instant::now() < until {
+        // A first byte of zero is neither WireGuard nor gossip. A refusal of the byte before may be told here.
+        match socket.send(&[0]).await {
+            Err(error) if is_refusal(&error) => return Ok(true),
+            sent => drop(sent?),
+        }
+        let wait = until.min(tokio::time::Instant::now() + EVERY);
+        match tokio::time::timeout_at(wait, socket.recv(&mut [0; 1])).await {
+            Ok(Err(error)) if is_refusal(&error) => return Ok(true),
+            Ok(Err(error)) => return Err(error),
+            // Nobody answers the byte; whatever came is not what was asked for.
+            Ok(Ok(_)) | Err(_) => {}
+        }
     }
+    Ok(false)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ pub(crate) const TEST: &[Need] = &[
     ("wg", "wireguard-tools"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
+    ("faketime", "faketime"),
 ];
 /// What the measurements need.
 pub(crate) const BENCH: &[Need] = &[
