@@ -11,7 +11,7 @@ use crate::effective::{OriginLayer, Origins};
 use crate::problem::{Place, Problem, Problems};
 use crate::raw::{self, Raw, RawKind, RawMember, RawPeer};
 use crate::reader::{Located, Source};
-use crate::types::{Config, ForeignKind, ForeignPeer, Limits, Log, Member, Node, Overlay, Paths, Plumbing};
+use crate::types::{Config, ForeignKind, ForeignPeer, Limits, Log, Member, Metrics, Node, Overlay, Paths, Plumbing};
 
 /// The largest configuration text read, in bytes: thousands of members fit.
 const MAX_TEXT_BYTES: u64 = 4 << 20;
@@ -167,6 +167,8 @@ impl Checker {
                 .take("limits.conntrack_entries", file.conntrack_entries, || defaults::CONNTRACK_ENTRIES),
         };
         let log = Log { level: self.take("log.level", file.log_level, || defaults::LOG_LEVEL) };
+        let metrics =
+            Metrics { listen: self.take("metrics.listen", file.metrics_listen, || Some(defaults::METRICS_LISTEN)) };
         if !self.problems.is_empty() {
             // Values that were refused are missing now: cross checks would report the same thing again, differently.
             return Err(self.sorted());
@@ -184,7 +186,19 @@ impl Checker {
             return Err(self.sorted());
         }
         let Parts { node, overlay, members, peers, policy } = parts;
-        Ok(Config { node, overlay, plumbing, members, peers, policy, limits, paths, log, origins: self.origins })
+        Ok(Config {
+            node,
+            overlay,
+            plumbing,
+            members,
+            peers,
+            policy,
+            limits,
+            paths,
+            log,
+            metrics,
+            origins: self.origins,
+        })
     }
 
     fn sorted(mut self) -> Problems {

@@ -22,7 +22,9 @@ use overlay_wire::{HostId, Mtu, PeerIndex, Prefix};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::asking::{Question, Told};
 use crate::events::EventLog;
+use crate::flow_store::SaveFigures;
 use crate::peers::{Peer, PeerKind};
 use crate::plumbing::PlumbingHandle;
 use crate::shared::SharedRef;
@@ -59,6 +61,10 @@ pub enum Change {
     Reload(oneshot::Sender<Result<Vec<overlay_config::Change>, ApiError>>),
     /// Apply this configuration, read already.
     Apply(Box<Config>, oneshot::Sender<Result<Vec<overlay_config::Change>, ApiError>>),
+    /// Ask members something by gossip; what they say is told until the receiver is dropped. Changes nothing.
+    Ask(Vec<HostId>, Question, mpsc::Sender<Told>),
+    /// What is known of a member at this moment. Changes nothing.
+    Look(HostId, oneshot::Sender<Option<MemberView>>),
 }
 
 /// Shared by every task of the control side.
@@ -106,11 +112,26 @@ pub struct Core {
     pub file_text: Mutex<String>,
     /// Why there is no socket for the wg tools, if so.
     pub uapi_problem: OnceLock<Problem>,
+    /// Why there is no page of figures, if so.
+    pub metrics_problem: OnceLock<Problem>,
+    /// What saving the flow table did.
+    pub flow_saves: Arc<SaveFigures>,
+    /// Reloads so far.
+    pub reloads: Reloads,
     /// Where another machine speaks with this host's identity, if one was seen.
     pub twin: Mutex<Option<String>>,
     peers: DashMap<PeerKind, Arc<Peer>>,
     order: Mutex<PeerOrder>,
     revision: AtomicU64,
+}
+
+/// How reloads of the configuration ended.
+#[derive(Debug, Default)]
+pub struct Reloads {
+    /// Put in force, changes or not.
+    pub applied: AtomicU64,
+    /// Refused whole.
+    pub refused: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -180,6 +201,9 @@ impl Core {
             was_ready: AtomicBool::new(false),
             file_text: Mutex::new(parts.file_text),
             uapi_problem: OnceLock::new(),
+            metrics_problem: OnceLock::new(),
+            flow_saves: Arc::default(),
+            reloads: Reloads::default(),
             twin: Mutex::default(),
             peers: DashMap::new(),
             order: Mutex::default(),
@@ -241,6 +265,12 @@ impl Core {
     pub fn age_of(&self, millis: u64, now: Instant) -> Option<Duration> {
         (millis > 0).then(|| Duration::from_millis(self.shared.millis(now).saturating_sub(millis)))
     }
+}
+
+/// The wall clock, in milliseconds since 1970.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
 }
 
 /// The host's own address in a prefix, which is also its containers' gateway: the first behind the network address.

@@ -4,19 +4,21 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use overlay_config::{Applies, Config};
 use overlay_control::api::Severity;
 use overlay_control::{ApiError, Code};
-use overlay_dataplane::RuleEvent;
+use overlay_dataplane::{HostPolicy, RuleEvent};
 use overlay_routing::gossip::{ForeignPrefixes, Gossip, GossipEvent, OwnHost, StaticMember};
 use overlay_routing::identity::IdentityPublic;
 use overlay_wire::gossip::RouteAnnouncement;
 use overlay_wire::{HostId, Prefix};
 use tokio::sync::mpsc;
 
-use crate::core::{Change, Core, View, host_address};
+use crate::asking::{Listeners, Question, Told};
+use crate::core::{Change, Core, View, host_address, unix_ms};
 use crate::peers::{Peer, PeerKind};
 use crate::plumbing::LearnedRoutes;
 use crate::probe::{self, DataState};
@@ -63,8 +65,12 @@ pub struct Director {
     pub endpoints: Vec<SocketAddr>,
     /// The routes the plumbing was last given.
     pub learned: Option<LearnedRoutes>,
+    /// The policy between containers and this host that the plumbing was last given.
+    pub host_policy: Option<Arc<HostPolicy>>,
     /// When a loop was last reported.
     pub loop_told: Option<Instant>,
+    /// Who waits for what members say.
+    pub listeners: Listeners,
 }
 
 impl Director {
@@ -137,7 +143,6 @@ impl Director {
 
     /// Sends what gossip wants sent, records what it reports, and rebuilds when that matters.
     fn drain(&mut self, force: bool) {
-        self.transmit();
         let mut changed = force;
         let mut moved = Vec::new();
         while let Some(event) = self.gossip.poll_event() {
@@ -145,6 +150,11 @@ impl Director {
             if let GossipEvent::EndpointChanged { host, endpoint } = &event {
                 moved.push((*host, *endpoint));
             }
+            if let GossipEvent::ClockAsked { host, nonce } = &event {
+                self.gossip.tell_clock(*host, *nonce, unix_ms());
+                self.transmit();
+            }
+            self.listeners.tell(&event);
             self.record(&event);
         }
         if changed {
@@ -152,8 +162,27 @@ impl Director {
             for (host, endpoint) in moved {
                 self.move_path(host, endpoint);
             }
-            self.transmit();
         }
+        // Last, so that what an answer says of this host is in force before the answer leaves.
+        self.transmit();
+    }
+
+    fn ask(&mut self, members: &[HostId], question: Question, listener: mpsc::Sender<Told>) {
+        let now = Instant::now();
+        for host in members {
+            match question {
+                Question::Reach => self.gossip.check(*host, now),
+                Question::Clock => {
+                    if !self.gossip.ask_clock(*host, now) {
+                        let _ = listener.try_send(Told::NoClock { host: *host });
+                    }
+                }
+            }
+        }
+        self.listeners.add(listener);
+        // First contact with a member that is not reachable is due at once.
+        self.gossip.handle_timeout(now);
+        self.drain(false);
     }
 
     /// A member answers at another address: its tunnel follows unless packets prove a newer one later.
@@ -197,6 +226,12 @@ impl Director {
         let learned = LearnedRoutes { remote: rebuilt.remote, announced };
         if self.learned.as_ref() != Some(&learned) && core.plumbing.try_set_routes(learned.clone()) {
             self.learned = Some(learned);
+        }
+        if self.host_policy.as_deref() != Some(&rebuilt.host_policy) {
+            let policy = Arc::new(rebuilt.host_policy);
+            if core.plumbing.try_set_host_policy(Arc::clone(&policy)) {
+                self.host_policy = Some(policy);
+            }
         }
     }
 
@@ -249,7 +284,11 @@ impl Director {
             GossipEvent::RecordChanged { .. }
             | GossipEvent::SourceValidated { .. }
             | GossipEvent::PlainStatusChanged { .. }
+            | GossipEvent::PlainStatusHeard { .. }
             | GossipEvent::VerdictsReceived { .. }
+            | GossipEvent::CheckAnswered { .. }
+            | GossipEvent::ClockAsked { .. }
+            | GossipEvent::ClockTold { .. }
             | GossipEvent::ReflexiveAddress { .. } => {
                 tracing::debug!(?event, "gossip");
             }
@@ -260,6 +299,10 @@ impl Director {
         match change {
             Change::Apply(config, done) => {
                 let _ = done.send(self.apply(*config));
+            }
+            Change::Ask(members, question, listener) => self.ask(&members, question, listener),
+            Change::Look(host, answer) => {
+                let _ = answer.send(self.gossip.member(host));
             }
             Change::Reload(done) => {
                 let text = std::fs::read_to_string(&self.core.config_path).unwrap_or_default();
@@ -274,9 +317,13 @@ impl Director {
                 };
                 match &outcome {
                     Ok(changes) => {
+                        self.core.reloads.applied.fetch_add(1, Relaxed);
                         self.core.events.info("config-reloaded", None, format!("{} values changed", changes.len()));
                     }
-                    Err(error) => self.core.events.warn("config-refused", None, error.why.clone()),
+                    Err(error) => {
+                        self.core.reloads.refused.fetch_add(1, Relaxed);
+                        self.core.events.warn("config-refused", None, error.why.clone());
+                    }
                 }
                 let _ = done.send(outcome);
             }
@@ -425,12 +472,16 @@ fn matters(event: &GossipEvent) -> bool {
         | GossipEvent::EndpointChanged { .. }
         | GossipEvent::SourceValidated { .. }
         | GossipEvent::PlainStatusChanged { .. }
+        | GossipEvent::PlainStatusHeard { .. }
         | GossipEvent::RoutesChanged
         | GossipEvent::RouteRefused(_)
         | GossipEvent::VerdictsReceived { .. } => true,
         GossipEvent::Equivocation { .. }
         | GossipEvent::OwnIdentityElsewhere { .. }
         | GossipEvent::IdentityInUseTwice { .. }
+        | GossipEvent::CheckAnswered { .. }
+        | GossipEvent::ClockAsked { .. }
+        | GossipEvent::ClockTold { .. }
         | GossipEvent::ReflexiveAddress { .. } => false,
     }
 }
@@ -505,7 +556,7 @@ pub fn own_host(core: &Core, config: &Config, endpoints: &[SocketAddr]) -> OwnHo
         wireguard_key: core.keys.public(),
         encapsulation: config.overlay.encapsulation,
         mtu: core.mtu,
-        features: 0,
+        features: overlay_wire::gossip::body::FEATURE_CLOCK,
         software: env!("CARGO_PKG_VERSION").to_owned(),
         prefixes: config.node.prefixes.clone(),
     }

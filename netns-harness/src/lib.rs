@@ -10,6 +10,7 @@ pub mod clean;
 mod cluster;
 mod command;
 mod daemon;
+mod debian;
 mod impair;
 mod journal;
 mod lab;

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::binaries::target_directory;
 use crate::command::run;
+use crate::debian::{Quiet, disable_services};
 
 /// Whether dpkg says that a package is installed.
 pub fn installed(package: &str) -> bool {
@@ -19,13 +20,15 @@ pub fn exists(program: &str) -> bool {
     path.split(':').chain(["/usr/sbin", "/sbin"]).any(|directory| Path::new(directory).join(program).is_file())
 }
 
-/// Installs packages through `apt-get`; `words` are packages and further options.
+/// Installs packages through `apt-get` for their programs alone; `words` are packages and further options.
 pub fn install(words: &[&str]) -> Result<()> {
     if !exists("apt-get") {
         bail!("these Debian packages are missing: {}", words.join(" "));
     }
     let install = [&["-y", "--no-install-recommends", "install"], words].concat();
-    with_lists(|| apt(&install)).with_context(|| format!("apt-get could not install {}", words.join(" ")))
+    let _quiet = Quiet::ask()?;
+    with_lists(|| apt(&install)).with_context(|| format!("apt-get could not install {}", words.join(" ")))?;
+    disable_services(words)
 }
 
 /// Does something that needs apt's lists of packages, and once more with fresh lists where it failed.

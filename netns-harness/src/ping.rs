@@ -62,14 +62,22 @@ pub struct Pings {
 }
 
 impl Pings {
-    /// Starts `ping -n -q` with the given extra words, which say how many to send, to an address.
+    /// Starts `ping -n -q` with the given extra words to an address; for a minute at most.
     pub fn start(view: &View, words: &str, to: &str) -> Result<Pings> {
-        let mut argv = vec!["ping", "-n", "-q"];
+        let mut argv = vec!["ping", "-n", "-q", "-w", "60"];
         argv.extend(words.split_whitespace());
         argv.push(to);
         let mut command = netns::command(view, &argv)?;
         let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         Ok(Pings { child: piped.spawn().context("ping could not be started")? })
+    }
+
+    /// Ends it now and reads what it counted; the last one may still be under way.
+    pub fn stop(self) -> Result<PingReport> {
+        let id = libc::pid_t::try_from(self.child.id()).context("a process id")?;
+        // SAFETY: the process was started here and has not been waited for, so the number is still its own.
+        unsafe { libc::kill(id, libc::SIGINT) };
+        self.finish()
     }
 
     /// Waits until the last one was answered or given up.

@@ -164,7 +164,7 @@ pub enum Request {
     Doctor {
         /// Check, fix or undo.
         mode: DoctorMode,
-        /// Ask this peer to probe us.
+        /// Ask this peer right now.
         peer: Option<String>,
     },
     /// Follow events: `Done`, then an `Event` for each until the connection closes.

@@ -1,10 +1,13 @@
 //! What requests on the control socket mean.
 
+mod ask;
 mod change;
 mod endpoints;
 mod look;
+mod metrics;
 mod pings;
 mod policy;
+mod problems;
 mod routes;
 mod status;
 

@@ -15,6 +15,9 @@ pub(crate) const TEST: &[Need] = &[
     ("ping", "iputils-ping"),
     ("wireguard-go", "wireguard-go"),
     ("wg", "wireguard-tools"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
+    ("faketime", "faketime"),
 ];
 /// What the measurements need.
 pub(crate) const BENCH: &[Need] = &[

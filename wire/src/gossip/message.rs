@@ -128,6 +128,18 @@ pub enum Message {
         /// Ascending by prefix.
         entries: Vec<(Prefix, RouteVerdict)>,
     },
+    /// Asks what the receiver's clock says; sent only to hosts with [`FEATURE_CLOCK`](super::body::FEATURE_CLOCK).
+    ClockRequest {
+        /// Random; echoed by the answer.
+        nonce: u64,
+    },
+    /// Answers a clock request.
+    Clock {
+        /// The request's.
+        nonce: u64,
+        /// Milliseconds since 1970, by the wall clock of the answering host.
+        unix_ms: u64,
+    },
 }
 
 impl Message {
@@ -178,6 +190,11 @@ impl Message {
                     put_prefix(out, prefix);
                     out.push(verdict.code());
                 }
+            }
+            Self::ClockRequest { nonce } => out.extend_from_slice(&nonce.to_be_bytes()),
+            Self::Clock { nonce, unix_ms } => {
+                out.extend_from_slice(&nonce.to_be_bytes());
+                out.extend_from_slice(&unix_ms.to_be_bytes());
             }
         }
     }
@@ -234,6 +251,8 @@ impl Message {
                 }
                 Self::Verdicts { version, entries }
             }
+            13 => Self::ClockRequest { nonce: reader.u64("nonce")? },
+            14 => Self::Clock { nonce: reader.u64("nonce")?, unix_ms: reader.u64("clock")? },
             kind => return Err(DecodeError::UnknownMessage(kind)),
         };
         reader.finish()?;
@@ -256,6 +275,8 @@ impl Message {
             Self::Leave => "leave",
             Self::VerdictRequest { .. } => "verdict-request",
             Self::Verdicts { .. } => "verdicts",
+            Self::ClockRequest { .. } => "clock-request",
+            Self::Clock { .. } => "clock",
         }
     }
 
@@ -273,6 +294,8 @@ impl Message {
             Self::Leave => 10,
             Self::VerdictRequest { .. } => 11,
             Self::Verdicts { .. } => 12,
+            Self::ClockRequest { .. } => 13,
+            Self::Clock { .. } => 14,
         }
     }
 

@@ -78,6 +78,8 @@ fn message() -> impl Strategy<Value = Message> {
         any::<[u8; 16]>().prop_map(|id| Message::Suspect { host: HostId(id) }),
         Just(Message::Leave),
         any::<u64>().prop_map(|version| Message::VerdictRequest { version }),
+        any::<u64>().prop_map(|nonce| Message::ClockRequest { nonce }),
+        (any::<u64>(), any::<u64>()).prop_map(|(nonce, unix_ms)| Message::Clock { nonce, unix_ms }),
         (any::<u64>(), proptest::collection::btree_map(prefix(), verdict, 0..20))
             .prop_map(|(version, entries)| Message::Verdicts { version, entries: entries.into_iter().collect() }),
     ]
