@@ -1,25 +1,22 @@
 //! The Linux kernel's own tunnels, in a virtual machine, as foreign peers.
 //!
-//! The machine boots once for all tests. Its WireGuard sessions that take two minutes begin with it, in network namespaces
-//! of their own inside the machine, and are looked at by the last test.
+//! The machine boots once for all tests. Its WireGuard sessions that live through a rekey are tested by `interop_wireguard`.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod cookie;
 mod plain;
 mod wireguard;
-mod wireguard_rekey;
-mod wireguard_under_load;
 
 use anyhow::Result;
 use overlay_netns_harness::qemu::{Guest, Image};
 use overlay_netns_harness::{ip, load, netns, wait_for};
 use overlay_tests::{FOREIGN_V4, FOREIGN_V6, Foreign, SharedLab, can_have, can_use};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::sync::MutexGuard;
 use std::time::Duration;
-use wireguard_rekey::Rekey;
 
 static LAB: SharedLab<Kernel> = SharedLab::new();
 /// How long a condition may take: the machine is emulated, on a computer with other work.
@@ -34,9 +31,6 @@ const STREAM: usize = 128 << 10;
 /// The lab with a guest behind `h2`.
 struct Kernel {
     guest: RefCell<Guest>,
-    rekey: Cell<Option<Rekey>>,
-    /// The sections of the sessions that take two minutes, which no test takes away.
-    sections: String,
     foreign: Foreign,
 }
 
@@ -51,8 +45,7 @@ fn kernel(test: &str) -> Option<MutexGuard<'static, Kernel>> {
             let foreign = Foreign::start(name, binaries)?;
             let mut guest = Guest::boot(&foreign.lab, "h2", &image)?;
             guest.run(&format!("nc -ll -p {ECHO_PORT} -e cat > /dev/null 2>&1 &"))?;
-            let (rekey, sections) = Rekey::start(&foreign, &mut guest)?;
-            Ok(Kernel { guest: RefCell::new(guest), rekey: Cell::new(Some(rekey)), sections, foreign })
+            Ok(Kernel { guest: RefCell::new(guest), foreign })
         },
         |kernel| &kernel.foreign.lab,
     )
@@ -71,8 +64,8 @@ impl Kernel {
 
     /// Replaces the peer of this test while the daemon runs; a peer that was removed is new when it comes back.
     fn set_peer(&self, section: &str) -> Result<()> {
-        self.foreign.reload(&self.sections)?;
-        self.foreign.reload(&format!("{}{section}", self.sections))
+        self.foreign.reload("")?;
+        self.foreign.reload(section)
     }
 
     /// Gives the guest's tunnel devices their addresses and routes.

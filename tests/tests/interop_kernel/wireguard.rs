@@ -143,7 +143,7 @@ fn kernel_that_moves_is_followed() {
     device.kernel.set_peer(&device.section(THEIR_ENDPOINT)).unwrap();
     device.forget(OUR_ENDPOINT);
     device.kernel.reaches("an echo before the move", FOREIGN_V4);
-    // The sessions of the other devices keep the source they have.
+    let shaken = kernel.run("wg show wg9 latest-handshakes");
     device.kernel.run("ip addr add 192.0.2.51/32 dev eth0");
     device.kernel.run("ip route add 192.0.2.1/32 via 192.0.2.2 dev eth0 onlink src 192.0.2.51");
     device.kernel.run("wg set wg9 listen-port 51999");
@@ -151,6 +151,8 @@ fn kernel_that_moves_is_followed() {
     kernel.is_reached("an echo from the new address", FOREIGN_V4, to);
     kernel.reaches("an echo towards the new address", FOREIGN_V4);
     let status = kernel.foreign.peer("kernel").unwrap();
+    let still = kernel.run("wg show wg9 latest-handshakes");
     kernel.run("ip route del 192.0.2.1/32; ip addr del 192.0.2.51/32 dev eth0");
     assert_eq!(status.endpoint.as_deref(), Some("192.0.2.51:51999"));
+    assert_eq!(still, shaken, "the session goes on, and a packet of it tells the address");
 }

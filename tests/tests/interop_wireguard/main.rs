@@ -7,6 +7,7 @@ mod exchange;
 mod headers;
 mod movement;
 mod rekey;
+mod rekey_kernel;
 
 use overlay_netns_harness::{run_in, wait_for};
 use overlay_tests::{Foreign, Program, SharedLab};

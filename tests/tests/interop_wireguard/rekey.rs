@@ -1,8 +1,8 @@
 //! Sessions that live through their rekey, which is due after two minutes (`REKEY_AFTER_TIME` of the WireGuard paper).
 //!
 //! They run in a lab of their own beside the other tests of this program, so that the two minutes cost little: every
-//! program once as the initiator and once as the responder, with and without a preshared key. A peer that is silent for
-//! longer than the ninety seconds of `REKEY_ATTEMPT_TIME` waits there as well.
+//! program and the kernel once as the initiator and once as the responder, with and without a preshared key. A peer that is
+//! silent for longer than the ninety seconds of `REKEY_ATTEMPT_TIME` waits there as well.
 
 use anyhow::Result;
 use overlay_netns_harness::{Binaries, Pings, wait_for};
@@ -11,12 +11,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::rekey_kernel::Kernel;
 use crate::{LIMIT, comes_true, foreign, preshared_key};
 
 /// Ten echoes a second, beyond the two minutes.
 const PINGS: &str = "-i 0.1 -c 1300 -W 20";
-/// No second handshake comes sooner after the first; ends tell its age to a quarter of a second.
-const REKEY: Duration = Duration::from_secs(119);
+/// No second handshake comes sooner after the first; ends tell its age to a second.
+pub(crate) const REKEY: Duration = Duration::from_secs(118);
 
 struct Session {
     name: String,
@@ -25,13 +26,15 @@ struct Session {
     pings: Pings,
 }
 
-struct Rekey {
+/// What runs.
+pub(crate) struct Rekey {
     sessions: Vec<Session>,
     /// It does not know us yet, and we try to reach it.
     silent: WireguardDevice,
-    initiations: Initiations,
-    started: Instant,
-    foreign: Foreign,
+    pub(crate) kernel: Option<Kernel>,
+    pub(crate) initiations: Initiations,
+    pub(crate) started: Instant,
+    pub(crate) foreign: Foreign,
 }
 
 static RUNNING: OnceLock<Mutex<Result<Rekey>>> = OnceLock::new();
@@ -41,44 +44,27 @@ pub(crate) fn begin() {
     RUNNING.get_or_init(|| Mutex::new(start()));
 }
 
-fn running() -> Option<MutexGuard<'static, Result<Rekey>>> {
+/// The sessions, for one test at a time.
+pub(crate) fn running() -> Option<MutexGuard<'static, Result<Rekey>>> {
     drop(foreign("rekey")?);
     Some(RUNNING.get().unwrap().lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn start() -> Result<Rekey> {
-    let foreign = Foreign::with_hosts(&lab_name("rekey"), Binaries::for_tests()?, 6)?;
+    let foreign = Foreign::with_hosts(&lab_name("rekey"), Binaries::for_tests()?, 7)?;
     // A test that is never run leaves this value in place.
     foreign.lab.remove_at_exit();
     let initiations = Initiations::watch(foreign.lab.host("h1")?.view().namespace())?;
-    let mut devices = Vec::new();
-    let mut sections = String::new();
-    for (place, (program, we_start)) in [
-        (Program::WireguardGo, true),
-        (Program::WireguardGo, false),
-        (Program::BoringtunCli, true),
-        (Program::BoringtunCli, false),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let (host, network) = (format!("h{}", place + 2), u8::try_from(place + 1)?);
-        let device = WireguardDevice::start(&foreign.lab, &host, program, network)?;
-        let (mut ours, mut theirs) = (String::new(), String::new());
-        if we_start {
-            ours = format!("endpoint = \"{}:51820\"\n", device.underlay);
-        } else {
-            theirs = "endpoint 192.0.2.1:51821".to_owned();
-        }
-        // Both initiators with one, both responders without.
-        if we_start {
-            let (our_file, their_file) = preshared_key(&foreign, &host, &host);
-            ours += &format!("preshared_key_file = \"{our_file}\"\n");
-            theirs += &format!(" preshared-key {their_file}");
-        }
-        device.set_peer(&foreign.public_key, &theirs)?;
-        sections += &device.section(&host, &ours);
-        devices.push((host, device, we_start));
+    // The guest boots meanwhile.
+    let (kernel, devices) = std::thread::scope(|scope| {
+        let booting = scope.spawn(|| Kernel::boot(&foreign, "h7"));
+        let devices = devices(&foreign);
+        (booting.join().expect("a boot does not panic"), devices)
+    });
+    let (mut kernel, devices) = (kernel?, devices?);
+    let mut sections: String = devices.iter().map(|device| device.section.as_str()).collect();
+    if let Some(kernel) = &mut kernel {
+        sections += &kernel.configure(&foreign)?;
     }
     let silent = WireguardDevice::start(&foreign.lab, "h6", Program::WireguardGo, 5)?;
     let keepalive = format!("endpoint = \"{}:51820\"\npersistent_keepalive = 1", silent.underlay);
@@ -86,7 +72,7 @@ fn start() -> Result<Rekey> {
     foreign.reload(&sections)?;
     let started = Instant::now();
     let mut sessions = Vec::new();
-    for (name, device, we_start) in devices {
+    for Planned { name, device, we_start, .. } in devices {
         let pings = if we_start {
             Pings::start(&foreign.container.view, PINGS, &device.inner_v4())?
         } else {
@@ -98,7 +84,47 @@ fn start() -> Result<Rekey> {
         let what = format!("the first handshake of {}", session.name);
         wait_for(&what, LIMIT, || session.device.handshake_age())?;
     }
-    Ok(Rekey { sessions, silent, initiations, started, foreign })
+    if let Some(kernel) = &mut kernel {
+        kernel.begin(&foreign)?;
+    }
+    Ok(Rekey { sessions, silent, kernel, initiations, started, foreign })
+}
+
+/// A program that runs, its session still to be started.
+struct Planned {
+    name: String,
+    device: WireguardDevice,
+    we_start: bool,
+    section: String,
+}
+
+fn devices(foreign: &Foreign) -> Result<Vec<Planned>> {
+    let mut devices = Vec::new();
+    for (number, (program, we_start)) in (1u8..).zip([
+        (Program::WireguardGo, true),
+        (Program::WireguardGo, false),
+        (Program::BoringtunCli, true),
+        (Program::BoringtunCli, false),
+    ]) {
+        let name = format!("h{}", number + 1);
+        let device = WireguardDevice::start(&foreign.lab, &name, program, number)?;
+        let (mut ours, mut theirs) = (String::new(), String::new());
+        if we_start {
+            ours = format!("endpoint = \"{}:51820\"\n", device.underlay);
+        } else {
+            theirs = "endpoint 192.0.2.1:51821".to_owned();
+        }
+        // Both initiators with one, both responders without.
+        if we_start {
+            let (our_file, their_file) = preshared_key(foreign, &name, &name);
+            ours += &format!("preshared_key_file = \"{our_file}\"\n");
+            theirs += &format!(" preshared-key {their_file}");
+        }
+        device.set_peer(&foreign.public_key, &theirs)?;
+        let section = device.section(&name, &ours);
+        devices.push(Planned { name, device, we_start, section });
+    }
+    Ok(devices)
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Cookies, asked for by either side. The load would disturb other sessions, so this comes after the rekey.
+//! Cookies, asked for by either side.
 
 use overlay_netns_harness::qemu::GUEST_V4;
 use overlay_netns_harness::wait_for;
