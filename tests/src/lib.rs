@@ -6,6 +6,7 @@ mod handshakes;
 mod outer;
 mod overlay;
 mod shared;
+pub mod sim;
 mod snapshot;
 mod traffic;
 mod wireguard;

@@ -5,9 +5,12 @@
 //! packet of every live flow. No line lets an established flow pass unasked. The reply tuple's source is the destination
 //! after a translation, which is what the filter's rules speak of.
 //!
-//! The table is apart from `inet NAME`, so that attaching a container does not load the policy again. It is replaced
-//! whole, in one transaction. Lists of prefixes or ports are named sets, one for all rules with the same list: thousands of
-//! anonymous sets take the kernel many seconds.
+//! A walk over many rules is slow, so flows that were allowed are remembered for a while in sets of this table, by all that
+//! a rule can look at and by who opened them. The table is replaced whole, in one transaction, and the memory goes with it.
+//! It is apart from `inet NAME`, so that attaching a container does not load the policy again.
+//!
+//! Lists of prefixes or ports are named sets, one for all rules with the same list: thousands of anonymous sets take the
+//! kernel many seconds.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,6 +21,11 @@ use overlay_wire::policy::{Action, PortRange, Protocol};
 
 use super::PlumbingConfig;
 use super::nft::line;
+
+/// Flows of one family and way that are remembered as allowed; about 100 bytes each. Others walk the rules.
+const REMEMBERED: u32 = 16_384;
+/// How long a flow is remembered before the rules are asked again.
+const REMEMBERED_FOR: &str = "30s";
 
 /// Lines of the kernel's log that one rule may write: per second, and at once.
 const LOG_RATE: &str = "limit rate 10/second burst 20 packets";
@@ -58,6 +66,9 @@ pub fn script(config: &PlumbingConfig, policy: &HostPolicy) -> String {
     sets.write(&mut text);
     // A chain is there before one that leads to it.
     refusal(&mut text);
+    for way in HostWay::ALL {
+        memory(&mut text, way);
+    }
     text.push_str(&chains);
     entrances(&mut text, config);
     line(&mut text, 0, format_args!("}}"));
@@ -133,35 +144,73 @@ fn entrances(text: &mut String, config: &PlumbingConfig) {
     lines(text, &contents);
 }
 
+/// The sets that remember allowed flows of one way, the chain that looks into them and the one that adds to them.
+///
+/// Ports lie at the same place in TCP and UDP; other protocols are not remembered. The headers hold the addresses that the
+/// rules speak of at both hooks: translations of a destination are behind, those of a source ahead.
+fn memory(text: &mut String, way: HostWay) {
+    let chain = chain_of(way);
+    let (mut known, mut allowed) = (Vec::new(), Vec::new());
+    for (ip, kind, version) in [("ip", "ipv4_addr", 4), ("ip6", "ipv6_addr", 6)] {
+        let set = format!("allowed{version}_{chain}");
+        line(
+            text,
+            1,
+            format_args!(
+                "set {set} {{ type {kind} . {kind} . inet_proto . inet_service . inet_service; size {REMEMBERED}; \
+                 flags dynamic,timeout; timeout {REMEMBERED_FOR}; }}"
+            ),
+        );
+        for (direction, [from, to], [from_port, to_port]) in
+            [("original", ["saddr", "daddr"], ["sport", "dport"]), ("reply", ["daddr", "saddr"], ["dport", "sport"])]
+        {
+            let flow = format!("{ip} {from} . {ip} {to} . meta l4proto . th {from_port} . th {to_port}");
+            known.push(format!("  ct direction {direction} {flow} @{set} accept"));
+            allowed.push(format!("  ct direction {direction} add @{set} {{ {flow} }}"));
+        }
+    }
+    let mut contents = vec![format!("chain known_{chain} {{")];
+    contents.extend(known);
+    contents.extend(["}".to_owned(), format!("chain allow_{chain} {{")]);
+    contents.push("  meta l4proto != { 6, 17 } accept".to_owned());
+    contents.extend(allowed);
+    // Also where a set is full.
+    contents.extend(["  accept".to_owned(), "}".to_owned()]);
+    lines(text, &contents);
+}
+
 /// The rules for flows of one way, and what happens where none matches.
 fn policy_chain(text: &mut String, sets: &mut Sets, policy: &HostPolicy, way: HostWay) {
-    line(text, 1, format_args!("chain {} {{", chain_of(way)));
+    let chain = chain_of(way);
+    line(text, 1, format_args!("chain {chain} {{"));
+    line(text, 2, format_args!("meta l4proto {{ 6, 17 }} jump known_{chain}"));
     for rule in policy.rules(way) {
-        rule_lines(text, sets, rule);
+        rule_lines(text, sets, rule, chain);
     }
     for (family, number) in [("ipv4", 1), ("ipv6", 58)] {
-        let verdict = verdict(policy.default_action(way, number));
+        let verdict = verdict(policy.default_action(way, number), chain);
         let comment = "comment \"default\"";
         line(text, 2, format_args!("meta nfproto {family} meta l4proto {number} counter {verdict} {comment}"));
     }
     // Other protocols are all alike to the default; TCP stands for them.
-    let verdict = verdict(policy.default_action(way, 6));
+    let verdict = verdict(policy.default_action(way, 6), chain);
     line(text, 2, format_args!("counter {verdict} comment \"default\""));
     line(text, 1, format_args!("}}"));
 }
 
-fn verdict(action: Action) -> &'static str {
+fn verdict(action: Action, chain: &str) -> String {
     match action {
-        Action::Allow => "accept",
-        Action::Deny => "drop",
-        Action::Reject => "goto refuse",
+        Action::Allow => format!("goto allow_{chain}"),
+        Action::Deny => "drop".to_owned(),
+        Action::Reject => "goto refuse".to_owned(),
     }
 }
 
-/// One rule: a line for each family it matches, or one for both, each after a line that logs if the rule asks for it.
-fn rule_lines(text: &mut String, sets: &mut Sets, rule: &HostRule) {
+/// One rule: a line for each family it matches, or one for both, each after a line that logs if the rule asks for it. What
+/// most rules differ in comes first.
+fn rule_lines(text: &mut String, sets: &mut Sets, rule: &HostRule, chain: &str) {
     let traffic = traffic(sets, rule);
-    let verdict = verdict(rule.action);
+    let verdict = verdict(rule.action, chain);
     let number = rule.number + 1;
     let label = match &rule.options.name {
         Some(name) => format!("rule {number} {name}"),
@@ -178,9 +227,9 @@ fn rule_lines(text: &mut String, sets: &mut Sets, rule: &HostRule) {
         if let Some(kind) = kind {
             let action = rule.action.name();
             let log = format!("log prefix \"overlayd {kind}{label} {action}: \" level info");
-            line(text, 2, format_args!("{ends}{traffic}{once}{LOG_RATE} {log}"));
+            line(text, 2, format_args!("{traffic}{ends}{once}{LOG_RATE} {log}"));
         }
-        line(text, 2, format_args!("{ends}{traffic}counter {verdict} comment \"{label}\""));
+        line(text, 2, format_args!("{traffic}{ends}counter {verdict} comment \"{label}\""));
     }
 }
 

@@ -208,7 +208,7 @@ impl Installation {
         Ok(true)
     }
 
-    /// The tables as the kernel has them, without counters; `None` where one is missing.
+    /// The tables as the kernel has them, without counters and what packets put into sets; `None` where one is missing.
     ///
     /// # Errors
     /// When `nft` cannot be run.
@@ -219,7 +219,7 @@ impl Installation {
             if !output.status.success() {
                 return Ok(None);
             }
-            text.push_str(&String::from_utf8_lossy(&output.stdout));
+            text.push_str(&without_memory(&String::from_utf8_lossy(&output.stdout)));
         }
         Ok(Some(text))
     }
@@ -238,6 +238,27 @@ impl Installation {
         let output = run(&["-f", "-"], &script)?;
         if output.status.success() { Ok(()) } else { Err(refused("remove its tables", &output)) }
     }
+}
+
+/// A listing without the elements of dynamic sets, which come and go with packets.
+fn without_memory(listing: &str) -> String {
+    let (mut dynamic, mut inside) = (false, false);
+    let mut text = String::with_capacity(listing.len());
+    for line in listing.lines() {
+        let content = line.trim();
+        match content {
+            "}" => dynamic = false,
+            _ => dynamic |= content.starts_with("flags dynamic"),
+        }
+        inside |= dynamic && content.starts_with("elements = {");
+        if inside {
+            inside = !content.ends_with('}');
+        } else {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
 }
 
 /// Whether the kernel is asked for tables that are known to have been installed.
@@ -267,4 +288,21 @@ pub(super) fn run(arguments: &[&str], input: &str) -> Result<Output, PlumbingErr
         let _ = stdin.write_all(input.as_bytes());
     }
     child.wait_with_output().map_err(PlumbingError::NftMissing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listing_is_kept_but_for_what_packets_put_into_sets() {
+        let kept = "table inet t {\n\tset seen {\n\t\ttype ipv4_addr\n\t\tflags dynamic,timeout\n\t}\n\n\tset list {\n\
+                    \t\ttype ipv4_addr\n\t\telements = { 192.0.2.1,\n\t\t\t     192.0.2.2 }\n\t}\n}\n";
+        let dynamic = "flags dynamic,timeout\n";
+        for elements in ["192.0.2.7 expires 3s", "192.0.2.7,\n\t\t\t     192.0.2.8,\n\t\t\t     192.0.2.9"] {
+            let filled = format!("{dynamic}\t\telements = {{ {elements} }}\n");
+            assert_eq!(without_memory(&kept.replace(dynamic, &filled)), kept);
+        }
+        assert_eq!(without_memory(kept), kept);
+    }
 }

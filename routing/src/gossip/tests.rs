@@ -3,5 +3,6 @@
 mod attack;
 mod check;
 mod cluster;
+mod large;
 mod sim;
 mod vectors;

@@ -345,6 +345,10 @@ fn container_cannot_spoof_encapsulate_advertise_or_reach_host_ports() {
         plumber.set_host_policy(&HostPolicy::new(&opened, &|_: &str| None, &plumber.config().own_prefixes.clone()));
         assert_eq!(plumber.reconcile(Scope::Routing).await.problems, []);
         assert!(connect("10.42.1.1"), "the positive control failed");
+        // The kernel remembers the flow, and that is no damage to the table.
+        let known = sh("nft list set inet overlay-host allowed4_container_to_host");
+        assert!(known.contains("10.42.1.4 . 10.42.1.1 . tcp"), "{known}");
+        assert_eq!(plumber.reconcile(Scope::Everything).await.changes, Vec::<String>::new());
     });
 }
 
