@@ -190,6 +190,11 @@ fn small(encapsulation: &str, underlay: u32, family: Family) {
         assert!(found.frames > 100, "{found:?}: the capture saw no traffic");
         assert_eq!(found.matches, 0, "{found:?}");
     }
+    let output = overlay.lab.ctl("h1", &["doctor"]).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let said =
+        format!("{inner} bytes remain inside, so IPv6 packets of {} to 1280 bytes go in two fragments", inner + 1);
+    assert!(text.contains(&format!("eth0 has MTU {underlay}: {said}")), "{text}");
     for host in ["h1", "h2"] {
         assert_eq!(overlay.drops(host, "underlay_too_big"), 0, "{host} dropped packets in silence");
     }

@@ -11,6 +11,7 @@ use overlay_wire::packet::protocol;
 
 use super::{Api, ask, not_found};
 use crate::doctor::{self, Reach};
+use crate::sizes;
 use crate::start::plumbing_config;
 
 /// Flows listed at most with one request; an answer stays far below one frame.
@@ -73,7 +74,7 @@ impl Api {
             plain_in_use: plain(config.overlay.encapsulation)
                 || config.members.iter().any(|member| member.encapsulation.is_some_and(plain))
                 || config.peers.iter().any(|peer| plain(peer.kind.encapsulation())),
-            overhead: doctor::OVERHEAD_BYTES,
+            overhead: self.largest_overhead(),
             reach: self.reach_of_all(),
             twin: self.core.twin.lock().clone(),
             ..doctor::Inputs::default()
@@ -83,6 +84,16 @@ impl Api {
         }
         let plumbing = plumbing_config(&config, self.core.mtu);
         Ok(Response::Findings(doctor::run(mode, &plumbing, inputs).await))
+    }
+
+    /// What the largest encapsulation in use adds to a packet, by the peers whose addresses are known.
+    fn largest_overhead(&self) -> u32 {
+        let snapshot = self.core.shared.snapshot.load();
+        let added = snapshot.peers.iter().filter_map(|path| {
+            let to = path.plain.or(path.peer.state.lock().path)?.to.ip();
+            Some(u32::from(sizes::overhead(path.encapsulation, to, &path.gre)))
+        });
+        added.max().unwrap_or(doctor::OVERHEAD_BYTES)
     }
 
     /// Asks the peer named, or members for their clocks.
