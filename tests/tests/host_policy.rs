@@ -189,17 +189,17 @@ fn default_deny_closes_both_ways_and_rules_open_them() {
 fn changed_policy_cuts_live_connections_both_ways_and_leaves_others_alone() {
     let Some(overlay) = overlay() else { return };
     let _logs = overlay.lab.logs_on_failure();
-    let open = "allow tcp/7141 from any to any".to_owned();
+    let open = "allow tcp/7141 from any to any";
     for [container, host] in pairs(&overlay) {
         for (from, to) in [(container, host), (host, container)] {
             for cut in ["deny tcp/7141 from any to any", "reject any from any to any"] {
-                apply(&overlay, "members", std::slice::from_ref(&open));
+                apply(&overlay, "members", &rules(&[open]));
                 let echo = Echo::start(to.view.namespace(), SocketAddr::new(to.address, 7141)).unwrap();
                 let mut kept = Conversation::open(from.view.namespace(), echo.address(), LIMIT).unwrap();
                 kept.exchange(LIMIT).unwrap();
-                apply(&overlay, "members", &["reject tcp/7142 from any to any".to_owned(), open.clone()]);
+                apply(&overlay, "members", &rules(&["reject tcp/7142 from any to any", open]));
                 kept.exchange(LIMIT).expect("a change that does not concern the flow leaves it alone");
-                apply(&overlay, "members", &[cut.to_owned()]);
+                apply(&overlay, "members", &rules(&[cut]));
                 assert!(kept.exchange(MOMENT).is_err(), "{from:?} to {to:?} lives on");
             }
         }
@@ -212,17 +212,17 @@ fn changed_policy_cuts_live_connections_both_ways_and_leaves_others_alone() {
 fn answers_end_with_the_permission_to_ask() {
     let Some(overlay) = overlay() else { return };
     let _logs = overlay.lab.logs_on_failure();
-    let open = "allow udp/7151 from any to any".to_owned();
+    let open = "allow udp/7151 from any to any";
     for [container, host] in pairs(&overlay) {
         for (from, to) in [(container, host), (host, container)] {
-            apply(&overlay, "members", std::slice::from_ref(&open));
+            apply(&overlay, "members", &rules(&[open]));
             let asking = udp_socket(from.view.namespace(), SocketAddr::new(from.address, 7152)).unwrap();
             let answering = udp_socket(to.view.namespace(), SocketAddr::new(to.address, 7151)).unwrap();
             assert_eq!(datagram(&asking, &answering, LIMIT).unwrap(), asking.local_addr().unwrap());
             datagram(&answering, &asking, LIMIT).expect("an answer passes");
-            apply(&overlay, "members", &["deny udp/7151 from any to any".to_owned()]);
+            apply(&overlay, "members", &rules(&["deny udp/7151 from any to any"]));
             assert!(datagram(&answering, &asking, MOMENT).is_err(), "{to:?} still answers {from:?}");
-            apply(&overlay, "members", std::slice::from_ref(&open));
+            apply(&overlay, "members", &rules(&[open]));
             datagram(&answering, &asking, LIMIT).expect("the flow is allowed again");
         }
     }
