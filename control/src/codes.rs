@@ -103,6 +103,8 @@ codes! {
     AlreadyRunning "ALREADY_RUNNING" CONFLICT "Another daemon holds the lock of this state or runtime directory.";
     Identity "IDENTITY" FAILED "The identity key is missing, unreadable or does not fit the configuration.";
     StateNewer "STATE_NEWER" FAILED "A state file was written by a newer release and is left untouched.";
+    StateDamaged "STATE_DAMAGED" FAILED "No copy of a state file is whole, and nothing else says what was in it.";
+    StateForeign "STATE_FOREIGN" FAILED "The state directory or a file in it does not belong to the daemon's user alone.";
     KernelTunnel "KERNEL_TUNNEL" CONFLICT "A kernel tunnel device would receive the packets of an unencrypted encapsulation.";
     Plumbing "PLUMBING" FAILED "A route, rule, link or firewall entry could not be put in place.";
     Clock "CLOCK" FAILED "The clock is so wrong that signed records cannot be judged.";
