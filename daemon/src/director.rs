@@ -250,7 +250,17 @@ impl Director {
             | GossipEvent::SourceValidated { .. }
             | GossipEvent::PlainStatusChanged { .. }
             | GossipEvent::VerdictsReceived { .. }
-            | GossipEvent::ReflexiveAddress { .. } => {
+            | GossipEvent::ReflexiveAddress { .. }
+            | GossipEvent::MemberAdded { .. }
+            | GossipEvent::MemberRevoked { .. }
+            | GossipEvent::OwnIdentityRevoked
+            | GossipEvent::StandingChanged { .. }
+            | GossipEvent::TrustChanged
+            | GossipEvent::JoinReceived { .. }
+            | GossipEvent::CertificateRequested { .. }
+            | GossipEvent::CertificateRenewed { .. }
+            | GossipEvent::PolicyChanged(_)
+            | GossipEvent::ClockSuspected { .. } => {
                 tracing::debug!(?event, "gossip");
             }
         }
@@ -427,11 +437,21 @@ fn matters(event: &GossipEvent) -> bool {
         | GossipEvent::PlainStatusChanged { .. }
         | GossipEvent::RoutesChanged
         | GossipEvent::RouteRefused(_)
-        | GossipEvent::VerdictsReceived { .. } => true,
+        | GossipEvent::VerdictsReceived { .. }
+        | GossipEvent::MemberAdded { .. }
+        | GossipEvent::MemberRevoked { .. }
+        | GossipEvent::StandingChanged { .. }
+        | GossipEvent::TrustChanged => true,
         GossipEvent::Equivocation { .. }
         | GossipEvent::OwnIdentityElsewhere { .. }
         | GossipEvent::IdentityInUseTwice { .. }
-        | GossipEvent::ReflexiveAddress { .. } => false,
+        | GossipEvent::ReflexiveAddress { .. }
+        | GossipEvent::OwnIdentityRevoked
+        | GossipEvent::JoinReceived { .. }
+        | GossipEvent::CertificateRequested { .. }
+        | GossipEvent::CertificateRenewed { .. }
+        | GossipEvent::PolicyChanged(_)
+        | GossipEvent::ClockSuspected { .. } => false,
     }
 }
 

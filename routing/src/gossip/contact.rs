@@ -40,6 +40,7 @@ impl Gossip {
             counter: self.introduce_counter,
             nonce: self.rng.next_u64(),
             record,
+            certificate: None,
             signature: [0; 64],
         };
         let signed = introduce_signed_bytes(&self.cluster, host, &ephemeral, &content.unsigned_bytes());

@@ -21,6 +21,7 @@ mod contact;
 mod crypto;
 mod detect;
 mod limiter;
+mod membership;
 mod pair;
 mod peer;
 mod publish;
@@ -32,6 +33,7 @@ mod tests;
 mod view;
 
 pub use config::{ForeignPrefixes, GossipConfig, GossipError, OwnHost, StaticMember, cluster_id};
+pub use membership::{Authority, ClusterPolicy, Introduction, Membership, Standing};
 pub use view::{DownReason, GossipCounters, GossipEvent, MemberState, MemberView, Transmit};
 
 use crate::identity::IdentityKey;
@@ -176,6 +178,9 @@ impl Gossip {
             Ok(Envelope::Introduce { header, ephemeral, nonce, ciphertext }) => {
                 self.handle_introduce(from, &ephemeral, &Sealed { header, nonce, ciphertext }, now);
             }
+            Ok(Envelope::Join { .. }) => self.handle_join(from, bytes, now),
+            // A joiner has its own machine; a member has asked for nothing.
+            Ok(Envelope::JoinAck { .. }) => self.counters.unknown_sender += 1,
             Ok(Envelope::IntroduceAck { header, tag, box_key, nonce, ciphertext }) => {
                 self.handle_introduce_ack(from, tag, &box_key, &Sealed { header, nonce, ciphertext }, now);
             }
@@ -403,6 +408,8 @@ impl Gossip {
             }
             Message::VerdictRequest { .. } => self.handle_verdict_request(host),
             Message::Verdicts { version, entries } => self.handle_verdicts(host, version, entries),
+            Message::CertificateRequest { nonce } => self.handle_certificate_request(host, nonce),
+            Message::Certificate { nonce, certificate } => self.handle_certificate(nonce, *certificate, now),
         }
         if !is_answer {
             self.prompt_probe(host, now);

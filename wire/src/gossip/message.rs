@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use crate::gossip::codec::{DecodeError, Reader, put_optional_socket_addr, put_prefix};
 use crate::gossip::record::{Record, RecordKey};
+use crate::membership::SignedCertificate;
+use crate::membership::join::{certificate, put_certificate};
 use crate::{HostId, Prefix};
 
 /// Buckets of the record digest.
@@ -128,6 +130,18 @@ pub enum Message {
         /// Ascending by prefix.
         entries: Vec<(Prefix, RouteVerdict)>,
     },
+    /// Asks an issuer for a new certificate in the place of the one the sender has.
+    CertificateRequest {
+        /// Random; echoed by the answer.
+        nonce: u64,
+    },
+    /// Carries a renewed certificate.
+    Certificate {
+        /// The request's.
+        nonce: u64,
+        /// The receiver's new certificate.
+        certificate: Box<SignedCertificate>,
+    },
 }
 
 impl Message {
@@ -178,6 +192,11 @@ impl Message {
                     put_prefix(out, prefix);
                     out.push(verdict.code());
                 }
+            }
+            Self::CertificateRequest { nonce } => out.extend_from_slice(&nonce.to_be_bytes()),
+            Self::Certificate { nonce, certificate } => {
+                out.extend_from_slice(&nonce.to_be_bytes());
+                put_certificate(out, certificate);
             }
         }
     }
@@ -234,6 +253,11 @@ impl Message {
                 }
                 Self::Verdicts { version, entries }
             }
+            13 => Self::CertificateRequest { nonce: reader.u64("nonce")? },
+            14 => {
+                let nonce = reader.u64("nonce")?;
+                Self::Certificate { nonce, certificate: Box::new(certificate(&mut reader)?) }
+            }
             kind => return Err(DecodeError::UnknownMessage(kind)),
         };
         reader.finish()?;
@@ -256,6 +280,8 @@ impl Message {
             Self::Leave => "leave",
             Self::VerdictRequest { .. } => "verdict-request",
             Self::Verdicts { .. } => "verdicts",
+            Self::CertificateRequest { .. } => "certificate-request",
+            Self::Certificate { .. } => "certificate",
         }
     }
 
@@ -273,6 +299,8 @@ impl Message {
             Self::Leave => 10,
             Self::VerdictRequest { .. } => 11,
             Self::Verdicts { .. } => 12,
+            Self::CertificateRequest { .. } => 13,
+            Self::Certificate { .. } => 14,
         }
     }
 

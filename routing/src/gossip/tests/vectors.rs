@@ -100,6 +100,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         counter: 1,
         nonce: 0x1112_1314_1516_1718,
         record: a_record,
+        certificate: None,
         signature: [0; 64],
     };
     introduce.signature =
