@@ -81,6 +81,14 @@ impl Config {
         Self::parse_all(text, &name, membership, Some((&layer, &layer_path.display().to_string())))
     }
 
+    /// The text of a configuration file.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn text(path: &Path) -> Result<String, Problems> {
+        read_text(path)
+    }
+
     /// The text of a configuration file; a missing file is an empty one.
     ///
     /// # Errors
@@ -274,8 +282,7 @@ impl Checker {
         };
         file.node.name = Some(Located { value: Name(membership.name.clone()), place: place.clone() });
         file.node.prefixes = Some(list(&membership.prefixes));
-        file.overlay.cluster =
-            Some(Located { value: Name(membership.cluster.clone()), place: place.clone() });
+        file.overlay.cluster = Some(Located { value: Name(membership.cluster.clone()), place: place.clone() });
         file.overlay.pool = Some(list(&membership.pool));
         if let (None, Some(value)) = (&file.overlay.encapsulation, membership.encapsulation) {
             file.overlay.encapsulation = Some(Located { value, place: place.clone() });

@@ -198,8 +198,7 @@ fn node(source: &mut Source<'_>, root: &mut Section<'_>, required: &mut Vec<Prob
     };
     section.refuse(source, "identity", INLINE_SECRET, "`identity_file`, the path of a file of mode 0600");
     required.extend(section.lacks("name", expect::NAME));
-    required
-        .extend(section.lacks("prefixes", "the prefixes of this host's containers, as in [\"10.42.1.0/24\"]"));
+    required.extend(section.lacks("prefixes", "the prefixes of this host's containers, as in [\"10.42.1.0/24\"]"));
     section.finish(source);
     node
 }

@@ -217,9 +217,12 @@ impl<'t> Section<'t> {
     pub(crate) fn lacks(&self, key: &str, expected: &str) -> Option<Problem> {
         let (place, key_path) = (self.place.clone(), self.path_of(key));
         let what = "missing".to_owned();
-        self.table
-            .is_none_or(|table| !table.contains_key(key))
-            .then(|| Problem { place, key: key_path, what, expected: expected.to_owned() })
+        self.table.is_none_or(|table| !table.contains_key(key)).then(|| Problem {
+            place,
+            key: key_path,
+            what,
+            expected: expected.to_owned(),
+        })
     }
 
     /// Reports every key that was never asked for.

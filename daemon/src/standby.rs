@@ -101,8 +101,8 @@ impl Standby {
     /// Reads the file again; a file that makes this host a member ends standby.
     async fn reload(&self) -> Result<Vec<overlay_config::Change>, ApiError> {
         let old = self.config().await?;
-        let text = Config::text_or_empty(&self.config_path)
-            .map_err(|problems| config_error(&self.config_path, &problems))?;
+        let text =
+            Config::text_or_empty(&self.config_path).map_err(|problems| config_error(&self.config_path, &problems))?;
         let new = load_text(&text, &self.config_path, self.store.layer().as_ref())?;
         if new.paths != old.paths || new.overlay.interface != old.overlay.interface {
             return Err(ApiError::new(

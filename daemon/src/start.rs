@@ -166,4 +166,3 @@ pub fn check_identities(config: &Config) -> Result<(), ApiError> {
     }
     Ok(())
 }
-

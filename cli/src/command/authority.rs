@@ -5,9 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use overlay_control::api::{
-    ApiError, CertificateInfo, MembershipRequest, MembershipResponse, Response, SecretText,
-};
+use overlay_control::api::{ApiError, CertificateInfo, MembershipRequest, MembershipResponse, Response, SecretText};
 use overlay_control::codes::{Code, exit};
 
 use super::Context;
@@ -92,8 +90,8 @@ pub(super) fn ca(context: &mut Context<'_>, verb: Ca) -> Outcome {
         }
         Ca::Import { file, passphrase_file } => {
             let mut export = String::new();
-            let read = std::fs::File::open(&file)
-                .and_then(|opened| opened.take(MAX_EXPORT_BYTES).read_to_string(&mut export));
+            let read =
+                std::fs::File::open(&file).and_then(|opened| opened.take(MAX_EXPORT_BYTES).read_to_string(&mut export));
             read.map_err(|error| {
                 let what = format!("cannot read {}", file.display());
                 ApiError::new(Code::Io, what, error.to_string(), "give the file that `overlayctl ca export` wrote")

@@ -46,7 +46,8 @@ pub(super) fn init(context: &mut Context<'_>, words: Init) -> Outcome {
     let request = InitRequest { cluster, name, pool, trusted_underlay, encapsulation, policy };
     let joined = joined(context, MembershipRequest::Init(request))?;
     await_member(context, INIT_LIMIT, Wait::Ready)?;
-    let next = "`overlayctl invite` makes a token for the next host, `overlayctl ca export FILE` a backup of the authority";
+    let next =
+        "`overlayctl invite` makes a token for the next host, `overlayctl ca export FILE` a backup of the authority";
     report(context, &joined, next)
 }
 

@@ -29,7 +29,12 @@ pub(super) fn read(file: Option<&Path>, purpose: Use) -> Result<SecretText, Fail
         None => ask(purpose)?,
     };
     if purpose == Use::New && passphrase.chars().count() < SHORTEST {
-        return Err(usage("the passphrase is too short", "it protects the key that admits hosts", "use 8 characters or more").into());
+        return Err(usage(
+            "the passphrase is too short",
+            "it protects the key that admits hosts",
+            "use 8 characters or more",
+        )
+        .into());
     }
     Ok(SecretText::new(passphrase.to_string()))
 }
@@ -56,7 +61,8 @@ fn prompt(question: &str) -> Result<Zeroizing<String>, Failure> {
         let next = "run it on a terminal, or give --passphrase-file PATH";
         Failure::from(usage("there is no terminal to ask for the passphrase", &error, next))
     };
-    let terminal = File::options().read(true).write(true).open("/dev/tty").map_err(|error| no_terminal(error.to_string()))?;
+    let terminal =
+        File::options().read(true).write(true).open("/dev/tty").map_err(|error| no_terminal(error.to_string()))?;
     let before = tcgetattr(&terminal).map_err(|error| no_terminal(error.to_string()))?;
     let mut silent = before.clone();
     silent.local_modes.remove(LocalModes::ECHO);

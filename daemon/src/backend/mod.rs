@@ -3,6 +3,7 @@
 mod change;
 mod endpoints;
 mod look;
+mod membership;
 mod pings;
 mod policy;
 mod routes;
@@ -73,6 +74,7 @@ impl Backend for Api {
             Request::ConfigShow => Ok(Response::Settings(self.core.config.load().settings())),
             Request::ConfigDiff => self.config_diff(),
             Request::ConfigReload => self.config_reload().await,
+            Request::Membership(request) => self.membership(request).await,
             Request::PingStart { target, count, size, interval_ms } => {
                 self.ping_start(&target, count, size, interval_ms)
             }

@@ -57,8 +57,7 @@ pub(crate) fn found(
         subnet_v6: SUBNET_V6,
         validity_secs: DEFAULT_VALIDITY_SECS,
     };
-    let mut issuer =
-        Issuer::found(CaKey::generate(&mut OsRng), config).map_err(|error| invalid(error.to_string()))?;
+    let mut issuer = Issuer::found(CaKey::generate(&mut OsRng), config).map_err(|error| invalid(error.to_string()))?;
     let own = TokenRequest {
         uses: 1,
         ttl_secs: 1,

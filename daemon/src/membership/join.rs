@@ -112,10 +112,8 @@ fn take(joiner: &mut Joiner, received: std::io::Result<(usize, SocketAddr)>, buf
 fn kept(admission: &Admission) -> Kept {
     let authorities = std::iter::once(admission.ca).chain(admission.other_ca).map(PublicKey).collect();
     let mut kept = Kept::new(&admission.settings, authorities, &admission.certificate);
-    kept.peers.push(SavedPeer {
-        certificate: Bytes(admission.issuer.to_bytes()),
-        endpoints: admission.endpoints.clone(),
-    });
+    kept.peers
+        .push(SavedPeer { certificate: Bytes(admission.issuer.to_bytes()), endpoints: admission.endpoints.clone() });
     kept
 }
 
@@ -135,7 +133,9 @@ fn refused(refusal: JoinRefusal) -> ApiError {
             "the token was withdrawn, or this host's identity was revoked",
             "make a new token; a revoked host comes back with a new identity: move its identity.key away",
         ),
-        JoinRefusal::Full => ("the cluster holds as many members as it can", "`overlayctl node forget` those that are gone"),
+        JoinRefusal::Full => {
+            ("the cluster holds as many members as it can", "`overlayctl node forget` those that are gone")
+        }
         JoinRefusal::Unavailable => (
             "the issuer could not store the admission",
             "make room on the issuer's disk and try again: the token is still good",

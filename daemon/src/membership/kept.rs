@@ -71,7 +71,11 @@ pub(crate) struct Kept {
 
 impl Kept {
     /// What a host keeps once it has its certificate.
-    pub(crate) fn new(settings: &ClusterSettings, authorities: Vec<PublicKey>, certificate: &SignedCertificate) -> Self {
+    pub(crate) fn new(
+        settings: &ClusterSettings,
+        authorities: Vec<PublicKey>,
+        certificate: &SignedCertificate,
+    ) -> Self {
         Self {
             cluster: settings.name.clone(),
             pool: settings.pool.clone(),

@@ -4,6 +4,7 @@
 mod found;
 mod issuer;
 mod join;
+mod keeper;
 mod kept;
 mod name;
 mod store;
@@ -11,6 +12,7 @@ mod store;
 pub(crate) use found::found;
 pub(crate) use issuer::{IssuerRequest, IssuerTask, IssuerView, Work};
 pub(crate) use join::join;
-pub(crate) use kept::{Bytes, Kept, SavedPeer};
+pub(crate) use keeper::keep;
+pub(crate) use kept::{Bytes, Kept};
 pub(crate) use name::{host_name, identity_or_new};
 pub(crate) use store::Store;

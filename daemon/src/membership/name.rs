@@ -18,7 +18,11 @@ pub(crate) fn host_name(asked: Option<&str>) -> Result<String, ApiError> {
         None => tidy(&machine()),
     };
     let good = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
-    if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(good) || name.starts_with('-') || name.ends_with('-')
+    if name.is_empty()
+        || name.len() > MAX_NAME
+        || !name.bytes().all(good)
+        || name.starts_with('-')
+        || name.ends_with('-')
     {
         return Err(ApiError::new(
             Code::Invalid,

@@ -66,7 +66,6 @@ pub(super) fn device_error(error: DeviceError) -> ApiError {
     }
 }
 
-
 /// Why a file of the configuration cannot be used.
 pub(crate) fn config_error(path: &Path, problems: &Problems) -> ApiError {
     ApiError::new(

@@ -43,4 +43,3 @@ pub(super) fn directory(path: &Path) -> Result<(), ApiError> {
         )
     })
 }
-

@@ -23,9 +23,12 @@ use crate::backend::Api;
 use crate::core::{Change, Core, CoreParts, host_addresses};
 use crate::counters::PathCounters;
 use crate::device::{DeviceConfig, DeviceError, Queue, QueueIndex};
-use crate::director::{Director, announcements, foreign_prefixes, own_endpoints, own_host, static_members};
+use crate::director::{
+    ANYWHERE, Director, announcements, enter, foreign_prefixes, own_endpoints, own_host, publish, static_members,
+};
 use crate::events::EventLog;
 use crate::handshake::HandshakeThread;
+use crate::membership::{IssuerTask, Kept, Work, keep};
 use crate::plumbing::{self, Masquerade, PlumbingConfig, PlumbingHandle, UnderlayTracking};
 use crate::shared::{HandshakeMessage, Shared, WorkerCommand};
 use crate::sizes;
@@ -39,6 +42,8 @@ use crate::worker::{Worker, WorkerHandle, WorkerParts};
 const HANDSHAKE_QUEUE: usize = 512;
 /// Gossip datagrams between worker and director, at most.
 const GOSSIP_QUEUE: usize = 2048;
+/// Joiners and callers that wait for the issuer, at most.
+const WORK_QUEUE: usize = 256;
 /// Largest underlay MTU used without being asked to: jumbo frames.
 const MAX_UNDERLAY_MTU: u16 = 9000;
 /// Length of the TUN's queue, in packets or super-packets.
@@ -77,11 +82,10 @@ fn tun_mtu(config: &Config) -> Mtu {
     if let Some(mtu) = config.overlay.mtu {
         return mtu;
     }
-    let anywhere: [SocketAddr; 2] = [([192, 0, 2, 1], 9).into(), ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 9).into()];
     let mark = config.plumbing.mark_socket;
     let members: Vec<SocketAddr> = config.members.iter().filter_map(|member| member.endpoint).collect();
     let mtu = |to: &SocketAddr| route_to(*to, mark).ok().map(|route| route.mtu);
-    let smallest = members.iter().filter_map(mtu).min().or_else(|| anywhere.iter().filter_map(mtu).min());
+    let smallest = members.iter().filter_map(mtu).min().or_else(|| ANYWHERE.iter().filter_map(mtu).min());
     // Without a member to ask for, a route may be the loopback's: then a network card's usual MTU is the guess.
     let guess = if members.is_empty() { Mtu::ETHERNET.get() } else { MAX_UNDERLAY_MTU };
     sizes::tun_mtu(smallest.unwrap_or(Mtu::ETHERNET.get()).min(guess))
@@ -151,6 +155,8 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     let (worker_event, worker_events) = mpsc::channel(64);
     let (change, changes) = mpsc::channel(64);
     let (leave, left) = watch::channel(false);
+    let (work, works) = mpsc::channel(WORK_QUEUE);
+    let (keeper, kept) = watch::channel(process.store.kept());
     let shared = Arc::new(Shared {
         snapshot: ArcSwap::from_pointee(Snapshot::default()),
         counters: PathCounters::default(),
@@ -183,10 +189,15 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
         file_text: process.text.clone(),
         layer: process.layer(),
         leave,
+        work: work.clone(),
+        store: process.store.clone(),
         config: Arc::new(config),
     }));
-    let director = match director(&core, identity, boot_epoch, &sockets, datagrams, worker_events, changes) {
-        Ok(director) => director,
+    let parts = DirectorParts { boot_epoch, datagrams, worker_events, changes, work, keeper };
+    let started = issuer(&core, &identity, &sockets, works)
+        .and_then(|issuer| Ok((director(&core, identity, &sockets, parts, issuer.issuer.is_some())?, issuer)));
+    let (director, issuer) = match started {
+        Ok(started) => started,
         Err(error) => {
             undo(&queue, &plumbing).await;
             return Err(error);
@@ -220,6 +231,8 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
 
     let (stop, stopped) = watch::channel(false);
     let director = tokio::spawn(director.run(stopped.clone()));
+    let issuer = tokio::spawn(issuer.run(stopped.clone()));
+    let keeper = tokio::spawn(keep(Arc::clone(&core), process.store.clone(), kept, stopped.clone()));
     let backend = Arc::new(Api::new(Arc::clone(&core)));
     let api = tokio::spawn(Arc::clone(&process.server).run(Arc::clone(&backend), stopped.clone()));
     let uapi = uapi(&core).map(|server| tokio::spawn(server.run(backend, stopped.clone())));
@@ -238,6 +251,8 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     }
     let _ = stop.send(true);
     let _ = director.await;
+    let _ = issuer.await;
+    let _ = keeper.await;
     let _ = api.await;
     if let Some(uapi) = uapi {
         let _ = uapi.await;
@@ -305,17 +320,43 @@ fn refuse_kernel_tunnels(
     Ok(())
 }
 
-fn director(
+/// The issuer's task, also where this host is no issuer yet.
+fn issuer(
     core: &Arc<Core>,
-    identity: IdentityKey,
-    boot_epoch: u64,
+    identity: &IdentityKey,
     sockets: &Sockets,
+    work: mpsc::Receiver<Work>,
+) -> Result<IssuerTask, ApiError> {
+    Ok(IssuerTask {
+        core: Arc::clone(core),
+        store: core.store.clone(),
+        issuer: core.store.issuer().map_err(|error| error.to_api())?,
+        identity: IdentityKey::from_bytes(&identity.to_bytes()),
+        sockets: sockets.gossip()?,
+        work,
+    })
+}
+
+/// What the director is made of beside the core.
+struct DirectorParts {
+    boot_epoch: u64,
     datagrams: mpsc::Receiver<crate::shared::Datagram>,
     worker_events: mpsc::Receiver<crate::shared::WorkerEvent>,
     changes: mpsc::Receiver<Change>,
+    work: mpsc::Sender<Work>,
+    keeper: watch::Sender<Option<Kept>>,
+}
+
+fn director(
+    core: &Arc<Core>,
+    identity: IdentityKey,
+    sockets: &Sockets,
+    parts: DirectorParts,
+    is_issuer: bool,
 ) -> Result<Director, ApiError> {
     let config = core.config.load_full();
-    let endpoints = own_endpoints(&config);
+    let endpoints = own_endpoints(&config, &[]);
+    core.own_endpoints.store(Arc::new(endpoints.clone()));
     let gossip_config = GossipConfig {
         identity,
         cluster: cluster_id(&config.overlay.cluster),
@@ -329,18 +370,26 @@ fn director(
         ApiError::new(Code::Config, "gossip cannot start", error.to_string(), "shorten the list in the configuration")
     };
     let now = Instant::now();
-    let mut gossip = Gossip::new(gossip_config, seed, now, boot_epoch).map_err(refused)?;
+    let mut gossip = Gossip::new(gossip_config, seed, now, parts.boot_epoch).map_err(refused)?;
+    if let Some(kept) = parts.keeper.borrow().as_ref() {
+        enter(&mut gossip, kept, is_issuer, now)?;
+        publish(core, &gossip);
+    }
     gossip.announce(announcements(&config), now).map_err(refused)?;
     Ok(Director {
         core: Arc::clone(core),
         gossip,
         sockets: sockets.gossip()?,
-        datagrams,
-        worker_events,
-        changes,
+        datagrams: parts.datagrams,
+        worker_events: parts.worker_events,
+        changes: parts.changes,
         endpoints,
         learned: None,
         loop_told: None,
+        work: parts.work,
+        keeper: parts.keeper,
+        is_unkept: false,
+        must_keep: false,
     })
 }
 

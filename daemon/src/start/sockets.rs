@@ -68,4 +68,3 @@ impl Sockets {
         Ok(GossipSockets { udp4: copy(&self.udp4)?, udp6: copy(&self.udp6)? })
     }
 }
-
