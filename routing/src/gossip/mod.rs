@@ -18,7 +18,7 @@ use x25519_dalek::{PublicKey, StaticSecret};
 
 mod config;
 mod contact;
-mod crypto;
+pub(crate) mod crypto;
 mod detect;
 mod limiter;
 mod membership;
