@@ -104,9 +104,6 @@ pub enum GossipError {
     /// The certificate is another host's.
     #[error("the certificate belongs to another identity than this host's")]
     ForeignCertificate,
-    /// This host is revoked.
-    #[error("this host's identity is revoked")]
-    Revoked,
     /// This host may not publish a policy.
     #[error("this host's certificate does not carry the right to publish a policy")]
     NoPolicyRight,

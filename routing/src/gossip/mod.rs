@@ -18,18 +18,21 @@ use x25519_dalek::{PublicKey, StaticSecret};
 
 mod config;
 mod contact;
-mod crypto;
+pub(crate) mod crypto;
 mod detect;
 mod limiter;
 mod membership;
 mod pair;
 mod peer;
+mod policy;
 mod publish;
+mod renewal;
 mod report;
 mod spread;
 mod store;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod view;
 
 pub use config::{ForeignPrefixes, GossipConfig, GossipError, OwnHost, StaticMember, cluster_id};
@@ -43,6 +46,7 @@ use limiter::ContactLimiter;
 use pair::OpenError;
 use peer::{MEMBER_RATE, Peer};
 use store::Store;
+use trust::Trust;
 
 /// The most members in one cluster.
 pub const MAX_MEMBERS: usize = 1024;
@@ -95,6 +99,7 @@ pub struct Gossip {
     next_push: Option<Instant>,
     next_tick: Instant,
     last_probed: Option<HostId>,
+    trust: Trust,
     rib: Arc<Rib>,
     routes_stale: bool,
     rng: ChaCha20Rng,
@@ -148,6 +153,7 @@ impl Gossip {
             next_push: None,
             next_tick: now + TICK,
             last_probed: None,
+            trust: Trust::default(),
             rib: Arc::default(),
             routes_stale: true,
             rng,
@@ -219,6 +225,8 @@ impl Gossip {
             self.probe_tick(now);
             self.digest_tick();
             self.verdict_tick(now);
+            self.settle_standing(now);
+            self.renewal_tick(now);
         }
         self.settle_routes();
     }
@@ -256,14 +264,14 @@ impl Gossip {
         let mut wanted: BTreeMap<HostId, StaticMember> =
             members.into_iter().map(|member| (member.host_id(), member)).collect();
         wanted.remove(&self.host);
-        let gone: Vec<HostId> = self.peers.keys().filter(|host| !wanted.contains_key(host)).copied().collect();
+        wanted.retain(|host, _| !self.trust.revoked.contains(host));
+        let is_gone = |peer: &&Peer| peer.authority == Authority::Static && !wanted.contains_key(&peer.host);
+        let gone: Vec<HostId> = self.peers.values().filter(is_gone).map(|peer| peer.host).collect();
+        // Whoever also has a certificate stays by that.
         for host in gone {
-            if let Some(pair) = self.peers.remove(&host).and_then(|peer| peer.pair) {
-                self.tags.remove(&pair.receive_tag());
+            if !self.fall_back_to_certificate(host) {
+                self.remove_member(host);
             }
-            self.wireguard_keys.remove(&host);
-            self.store.remove_owner(host);
-            self.relays.retain(|_, relay| relay.requester != host && relay.target != host);
         }
         let mut first_contact = now;
         for (host, member) in wanted {
@@ -271,17 +279,20 @@ impl Gossip {
                 Some(peer) => {
                     let moved = peer.member.endpoints != member.endpoints;
                     peer.member = member;
+                    peer.authority = Authority::Static;
+                    peer.standing = Standing::Full;
                     if moved && !peer.state.is_reachable() {
                         peer.seek(now);
                     }
                 }
                 None => {
-                    self.peers.insert(host, Peer::new(member, now, first_contact));
+                    self.peers.insert(host, Peer::new(member, Authority::Static, now, first_contact));
                     first_contact += START_SPACING;
                 }
             }
         }
         self.routes_stale = true;
+        self.settle_standing(now);
         self.settle_routes();
         Ok(())
     }
@@ -353,6 +364,17 @@ impl Gossip {
         hosts.into_iter().for_each(|host| self.send(host, &Message::Leave));
     }
 
+    /// Forgets a host that is no member any more: records, keys, channel, and what was done for it.
+    fn remove_member(&mut self, host: HostId) {
+        if let Some(pair) = self.peers.remove(&host).and_then(|peer| peer.pair) {
+            self.tags.remove(&pair.receive_tag());
+        }
+        self.wireguard_keys.remove(&host);
+        self.store.remove_owner(host);
+        self.relays.retain(|_, relay| relay.requester != host && relay.target != host);
+        self.routes_stale = true;
+    }
+
     fn handle_sealed(&mut self, from: SocketAddr, tag: [u8; 8], sealed: &Sealed<'_>, now: Instant) {
         let Some(host) = self.tags.get(&tag).copied() else {
             self.counters.unknown_sender += 1;
@@ -408,7 +430,7 @@ impl Gossip {
             }
             Message::VerdictRequest { .. } => self.handle_verdict_request(host),
             Message::Verdicts { version, entries } => self.handle_verdicts(host, version, entries),
-            Message::CertificateRequest { nonce } => self.handle_certificate_request(host, nonce),
+            Message::CertificateRequest { nonce } => self.handle_certificate_request(host, nonce, now),
             Message::Certificate { nonce, certificate } => self.handle_certificate(nonce, *certificate, now),
         }
         if !is_answer {

@@ -97,8 +97,8 @@ impl Gossip {
             last_heard: peer.last_heard,
             plain: peer.plain_theirs,
             host_record: self.store.get(&key).and_then(|record| HostBody::decode(&record.body).ok()),
-            authority: super::Authority::Static,
-            standing: super::Standing::Full,
+            authority: peer.authority.clone(),
+            standing: peer.standing,
         }
     }
 }

@@ -4,19 +4,31 @@
 //! state, and only then takes the answer out by committing it. What was not stored was never answered, so neither a token
 //! nor a subnet can be given twice, whatever happens between.
 
-use std::collections::BTreeMap;
+mod authority;
+mod join;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use overlay_wire::gossip::Grant;
 use overlay_wire::gossip::body::BodyError;
-use overlay_wire::gossip::{Grant, Record};
+use overlay_wire::gossip::codec::Reader;
+use overlay_wire::membership::certificate::MAX_PREFIX_COUNT;
+use overlay_wire::membership::join::MAX_ISSUER_ENDPOINTS;
 use overlay_wire::membership::{
-    CaId, ClusterSettings, JoinRefusal, Labels, Rights, Serial, SignedCertificate, TokenId,
+    CaId, Certificate, ClusterSettings, Labels, Rights, Serial, SignedCertificate, TokenId,
 };
 use overlay_wire::{HostId, Prefix};
 use zeroize::Zeroizing;
 
-use super::{CaKey, Slice, Token};
-use crate::identity::{IdentityKey, IdentityPublic};
+pub use authority::Forgotten;
+pub use join::{JoinContext, JoinDecision, JoinSilence};
+
+use super::slice::Family;
+use super::state::{Entry, State};
+use super::{BACKDATE_SECS, CaKey, Slice, StateError, Token, verify_certificate};
+use crate::gossip::cluster_id;
+use crate::identity::IdentityPublic;
 
 /// What a new cluster is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,10 +87,14 @@ pub struct Pending<T> {
 }
 
 impl<T> Pending<T> {
+    pub(super) fn new(next: Box<State>, value: T) -> Self {
+        Self { next, value }
+    }
+
     /// The issuer's new state: write it durably before [`Issuer::commit`]. It holds the authority's secret key.
     #[must_use]
     pub fn state_bytes(&self) -> Zeroizing<Vec<u8>> {
-        todo!()
+        self.next.encode()
     }
 }
 
@@ -119,72 +135,35 @@ pub enum IssuerError {
     NothingToSplit,
 }
 
-/// What [`Issuer::handle_join`] needs beside the datagram.
-#[derive(Debug, Clone, Copy)]
-pub struct JoinContext<'a> {
-    /// The issuer's host identity.
-    pub identity: &'a IdentityKey,
-    /// The issuer's own certificate.
-    pub certificate: &'a SignedCertificate,
-    /// Where the issuer can be reached; the first four are told.
-    pub endpoints: &'a [SocketAddr],
-    /// The names of all members this host knows, itself included.
-    pub names: &'a BTreeMap<String, HostId>,
-    /// The wall clock, Unix seconds.
-    pub unix_now: u64,
-    /// Fresh randomness for the answer's seal.
-    pub nonce: [u8; 24],
-}
-
-/// Why a JOIN is met with silence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum JoinSilence {
-    /// It is no JOIN.
-    Malformed,
-    /// The token is not in the ledger.
-    UnknownToken,
-    /// The seal, the secret, the identity or the signature is wrong.
-    Unauthenticated,
-}
-
-/// What to do about a JOIN.
-#[must_use = "an admission must be stored, and an answer sent"]
-pub enum JoinDecision {
-    /// Nothing.
-    Silent(JoinSilence),
-    /// Send this: a refusal, or the certificate that the same identity was given before.
-    Answer {
-        /// The datagram.
-        datagram: Vec<u8>,
-        /// Why the joiner is refused; `None` where it was admitted before.
-        refusal: Option<JoinRefusal>,
-    },
-    /// Store the state, commit, and send what that gives.
-    Admit {
-        /// Gives the datagram with the certificate.
-        pending: Pending<Vec<u8>>,
-        /// The datagram to send where the state could not be stored.
-        if_not_stored: Vec<u8>,
-        /// Who is admitted.
-        certificate: Box<SignedCertificate>,
-    },
-}
-
-/// What [`Issuer::forget`] did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Forgotten {
-    /// The authority records to publish.
-    pub records: Vec<Record>,
-    /// Subnets that become free, and when (Unix seconds); none where another issuer gave them.
-    pub freed: Vec<(Prefix, u64)>,
-}
-
-#[derive(Debug, Clone)]
-struct State {}
+/// The most tokens in a ledger.
+const MAX_TOKENS: usize = 1024;
+/// The most hosts one issuer certifies.
+const MAX_ISSUED: usize = 4096;
+/// How long a token that expired stays in the ledger, for repeated requests of hosts it admitted.
+const TOKEN_KEPT_SECS: u64 = 7 * 24 * 3600;
+/// The longest life of a token.
+const MAX_TTL_SECS: u64 = 365 * 24 * 3600;
+/// The longest name, to ask whether a certificate would fit.
+const LONGEST_NAME: &str = "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn";
+/// Slots of issuers: each has revocation records of its own.
+const SLOTS: u16 = 256;
 
 /// The issuer of one host.
 pub struct Issuer {
     state: Box<State>,
+    ca: CaKey,
+    previous: Option<CaKey>,
+    cluster: [u8; 32],
+}
+
+impl std::fmt::Debug for Issuer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Issuer")
+            .field("ca", &self.ca)
+            .field("slot", &self.state.slots.0)
+            .field("generation", &self.state.generation)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Issuer {
@@ -192,28 +171,60 @@ impl Issuer {
     ///
     /// # Errors
     /// When the settings are not valid.
-    pub fn found(ca: CaKey, config: IssuerConfig) -> Result<Self, IssuerError> {
-        todo!()
+    pub fn found(ca: CaKey, mut config: IssuerConfig) -> Result<Self, IssuerError> {
+        config.settings.pool.sort_unstable();
+        config.settings.pool.dedup();
+        check(&config)?;
+        let slice = Slice::new(&config.settings.pool);
+        Ok(Self::new(State {
+            generation: 1,
+            ca: ca.to_bytes(),
+            previous: None,
+            retired: BTreeSet::new(),
+            config,
+            slots: (0, SLOTS),
+            next_serial: 1,
+            slice,
+            tokens: BTreeMap::new(),
+            issued: BTreeMap::new(),
+            given: BTreeMap::new(),
+            freeing: Vec::new(),
+            revoked: Vec::new(),
+            exports: 0,
+        }))
     }
 
     /// Takes the state that was last stored.
     ///
     /// # Errors
     /// When it is damaged or of a newer format.
-    pub fn restore(state: &[u8]) -> Result<Self, super::StateError> {
-        todo!()
+    pub fn restore(state: &[u8]) -> Result<Self, StateError> {
+        let state = State::decode(state)?;
+        if check(&state.config).is_err() {
+            return Err(StateError::Damaged);
+        }
+        Ok(Self::new(state))
+    }
+
+    pub(super) fn new(state: State) -> Self {
+        Self {
+            ca: CaKey::from_bytes(&state.ca),
+            previous: state.previous.as_ref().map(|seed| CaKey::from_bytes(seed)),
+            cluster: cluster_id(&state.config.settings.name),
+            state: Box::new(state),
+        }
     }
 
     /// The state to store. It holds the authority's secret key.
     #[must_use]
     pub fn state_bytes(&self) -> Zeroizing<Vec<u8>> {
-        todo!()
+        self.state.encode()
     }
 
     /// Grows with every change; of two stored states the greater counts.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        todo!()
+        self.state.generation
     }
 
     /// Makes a stored change count and gives its answer.
@@ -221,66 +232,79 @@ impl Issuer {
     /// # Errors
     /// When another change was committed in between; this one did not happen then.
     pub fn commit<T>(&mut self, pending: Pending<T>) -> Result<T, StaleError> {
-        todo!()
+        let Pending { next, value } = pending;
+        if next.generation != self.state.generation + 1 || next.slots.0 != self.state.slots.0 {
+            return Err(StaleError);
+        }
+        *self = Self::new(*next);
+        Ok(value)
     }
 
     /// The authority that signs.
     #[must_use]
     pub fn ca(&self) -> CaId {
-        todo!()
+        self.ca.id()
     }
 
     /// The keys of all authorities that are trusted: the one that signs, and during a rotation the one before.
     #[must_use]
     pub fn trusted(&self) -> Vec<IdentityPublic> {
-        todo!()
+        self.previous.iter().chain([&self.ca]).map(CaKey::public).rev().collect()
     }
 
     /// What is the same for all members.
     #[must_use]
     pub fn settings(&self) -> &ClusterSettings {
-        todo!()
+        &self.state.config.settings
     }
 
     /// The cluster id.
     #[must_use]
     pub fn cluster(&self) -> [u8; 32] {
-        todo!()
+        self.cluster
     }
 
     /// This issuer's slot: 0 for the first.
     #[must_use]
     pub fn slot(&self) -> u16 {
-        todo!()
+        self.state.slots.0.into()
     }
 
     /// What is left of its slice.
     #[must_use]
     pub fn slice(&self) -> &Slice {
-        todo!()
+        &self.state.slice
     }
 
     /// How often this authority was exported from here, as the warning about a missing backup asks.
     #[must_use]
     pub fn exports(&self) -> u32 {
-        todo!()
+        self.state.exports
     }
 
     /// Every certificate it signed that is the newest of its host.
     pub fn issued(&self) -> impl Iterator<Item = &SignedCertificate> {
-        std::iter::empty()
+        self.state.issued.values()
     }
 
     /// Every token of the ledger.
     #[must_use]
     pub fn tokens(&self) -> Vec<TokenView> {
-        todo!()
+        let view = |(id, entry): (&TokenId, &Entry)| TokenView {
+            id: *id,
+            uses_left: entry.uses_left,
+            expires: entry.expires,
+            is_revoked: entry.is_revoked,
+            request: entry.request.clone(),
+            redeemed: entry.redeemed.clone(),
+        };
+        self.state.tokens.iter().map(view).collect()
     }
 
     /// The hosts this issuer revoked.
     #[must_use]
-    pub fn revoked(&self) -> Vec<HostId> {
-        todo!()
+    pub fn revoked(&self) -> &[HostId] {
+        &self.state.revoked
     }
 
     /// Certifies a host without a token, as the founder of a cluster does with its own; rights, labels and subnets are those
@@ -295,7 +319,9 @@ impl Issuer {
         request: &TokenRequest,
         unix_now: u64,
     ) -> Result<Pending<SignedCertificate>, IssuerError> {
-        todo!()
+        let mut next = self.next(unix_now);
+        let signed = self.certify(&mut next, identity, name, request, unix_now)?;
+        Ok(Pending { next, value: signed })
     }
 
     /// Takes a prefix out of the slice for ever, as for static members.
@@ -303,7 +329,10 @@ impl Issuer {
     /// # Errors
     /// When it lies outside the pool.
     pub fn reserve(&self, prefix: Prefix) -> Result<Pending<()>, IssuerError> {
-        todo!()
+        self.in_pool(&prefix)?;
+        let mut next = self.next(0);
+        next.slice.exclude(&prefix);
+        Ok(Pending { next, value: () })
     }
 
     /// Makes a token; `random` must come from the operating system's generator.
@@ -312,13 +341,55 @@ impl Issuer {
     /// When the request is not valid or the ledger is full.
     pub fn invite(
         &self,
-        request: TokenRequest,
+        mut request: TokenRequest,
         issuer: &IdentityPublic,
         endpoints: &[SocketAddr],
         random: &[u8; 24],
         unix_now: u64,
     ) -> Result<Pending<Token>, IssuerError> {
-        todo!()
+        if request.uses == 0 || request.ttl_secs == 0 || request.ttl_secs > MAX_TTL_SECS {
+            return Err(IssuerError::Request("a token admits at least one host, and lives at most a year"));
+        }
+        if endpoints.is_empty() {
+            return Err(IssuerError::Request("a token needs an endpoint of the issuer"));
+        }
+        if request.uses > 1 && (request.name.is_some() || !request.subnets.is_empty()) {
+            return Err(IssuerError::Request("a token with a name or subnet admits one host"));
+        }
+        request.allow.sort_unstable();
+        request.allow.dedup();
+        let mut next = self.next(unix_now);
+        next.tokens.retain(|_, entry| entry.expires.saturating_add(TOKEN_KEPT_SECS) > unix_now);
+        if next.tokens.len() >= MAX_TOKENS {
+            return Err(IssuerError::Full("tokens"));
+        }
+        // Whether a certificate with the longest name would fit is found out now and not by the joiner.
+        let name = request.name.as_deref().unwrap_or(LONGEST_NAME);
+        self.certify(&mut next.clone(), issuer, name, &request, unix_now).map(drop)?;
+        let (id, secret) = random.split_at(8);
+        let mut token = Token {
+            ca: self.ca.id(),
+            issuer: *issuer,
+            endpoints: endpoints.iter().copied().take(MAX_ISSUER_ENDPOINTS).collect(),
+            id: TokenId([0; 8]),
+            secret: Zeroizing::new([0; 16]),
+        };
+        token.id.0.copy_from_slice(id);
+        token.secret.copy_from_slice(secret);
+        if next.tokens.contains_key(&token.id) {
+            return Err(IssuerError::Request("the token id is taken: the randomness was used before"));
+        }
+        let entry = Entry {
+            ca: token.ca,
+            secret_digest: token.secret_digest(),
+            uses_left: request.uses,
+            expires: unix_now.saturating_add(request.ttl_secs),
+            is_revoked: false,
+            request,
+            redeemed: BTreeMap::new(),
+        };
+        next.tokens.insert(token.id, entry);
+        Ok(Pending { next, value: token })
     }
 
     /// Withdraws a token; hosts that it admitted stay members.
@@ -326,12 +397,9 @@ impl Issuer {
     /// # Errors
     /// When it is not in the ledger.
     pub fn revoke_token(&self, id: TokenId) -> Result<Pending<()>, IssuerError> {
-        todo!()
-    }
-
-    /// Decides about a JOIN datagram.
-    pub fn handle_join(&self, datagram: &[u8], context: &JoinContext<'_>) -> JoinDecision {
-        todo!()
+        let mut next = self.next(0);
+        next.tokens.get_mut(&id).ok_or(IssuerError::Unknown)?.is_revoked = true;
+        Ok(Pending { next, value: () })
     }
 
     /// Certifies a member anew: same grants, labels, rights and name, new serial and validity.
@@ -339,68 +407,151 @@ impl Issuer {
     /// # Errors
     /// When its certificate is not of a trusted authority, or it is revoked.
     pub fn renew(&self, held: &SignedCertificate, unix_now: u64) -> Result<Pending<SignedCertificate>, IssuerError> {
-        todo!()
+        let identity = verify_certificate(held, &self.cluster, &self.trusted()).map_err(|_| IssuerError::Unknown)?;
+        let host = identity.host_id();
+        if self.state.revoked.contains(&host) {
+            return Err(IssuerError::Revoked);
+        }
+        let mut next = self.next(unix_now);
+        let mut certificate = held.certificate.clone();
+        certificate.serial = take_serial(&mut next)?;
+        (certificate.not_before, certificate.not_after) = self.validity(unix_now);
+        let signed = self.ca.certify(&self.cluster, certificate)?;
+        next.issued.insert(host, signed.clone());
+        if next.issued.len() > MAX_ISSUED {
+            return Err(IssuerError::Full("certificates"));
+        }
+        Ok(Pending { next, value: signed })
     }
 
-    /// Revokes a host for ever; gives the authority records to publish.
-    ///
-    /// # Errors
-    /// When the list is full.
-    pub fn revoke(&self, host: HostId) -> Result<Pending<Vec<Record>>, IssuerError> {
-        todo!()
+    /// A copy of the state for the next change, with subnets freed whose time has come.
+    pub(super) fn next(&self, unix_now: u64) -> Box<State> {
+        let mut next = self.state.clone();
+        next.generation += 1;
+        let slice = &mut next.slice;
+        next.freeing.retain(|(at, prefix)| {
+            let keep = *at > unix_now;
+            if !keep {
+                slice.release(*prefix);
+            }
+            keep
+        });
+        next
     }
 
-    /// Revokes a host and frees its subnets after the end of its certificate and a cooldown.
-    ///
-    /// # Errors
-    /// When the list is full.
-    pub fn forget(&self, host: HostId, unix_now: u64) -> Result<Pending<Forgotten>, IssuerError> {
-        todo!()
+    pub(super) fn state(&self) -> &State {
+        &self.state
     }
 
-    /// The authority records this issuer has to publish, as after a start.
-    #[must_use]
-    pub fn authority_records(&self) -> Vec<Record> {
-        todo!()
+    pub(super) fn keys(&self) -> (&CaKey, Option<&CaKey>) {
+        (&self.ca, self.previous.as_ref())
     }
 
-    /// Makes `next` the authority that signs, trusted beside the one so far; gives the records to publish. `revoked` are all
-    /// hosts known to be revoked, by whatever issuer.
-    ///
-    /// # Errors
-    /// When a rotation is under way.
-    pub fn begin_rotation(&self, next: CaKey, revoked: &[HostId]) -> Result<Pending<Vec<Record>>, IssuerError> {
-        todo!()
+    fn in_pool(&self, prefix: &Prefix) -> Result<(), IssuerError> {
+        let covered = self.state.config.settings.pool.iter().any(|pool| pool.covers(prefix));
+        if covered { Ok(()) } else { Err(IssuerError::OutsidePool(*prefix)) }
     }
 
-    /// Retires the authority before; its certificates count no more. Gives the records to publish.
-    ///
-    /// # Errors
-    /// When no rotation is under way.
-    pub fn finish_rotation(&self) -> Result<Pending<Vec<Record>>, IssuerError> {
-        todo!()
+    fn validity(&self, unix_now: u64) -> (u64, u64) {
+        (unix_now.saturating_sub(BACKDATE_SECS), unix_now.saturating_add(self.state.config.validity_secs))
     }
 
-    /// Puts the authority's key, a new slot and half of the remaining slice into a file sealed with a passphrase.
-    ///
-    /// `random` must come from the operating system's generator.
-    ///
-    /// # Errors
-    /// When there is nothing left to split.
-    pub fn export(
+    /// Certifies a host in the next state: its subnets of before where it has some, else those asked for or the first free.
+    pub(super) fn certify(
         &self,
-        passphrase: &[u8],
-        cost: super::KdfCost,
-        random: &[u8; 40],
-    ) -> Result<Pending<Vec<u8>>, super::ExportError> {
-        todo!()
+        next: &mut State,
+        identity: &IdentityPublic,
+        name: &str,
+        request: &TokenRequest,
+        unix_now: u64,
+    ) -> Result<SignedCertificate, IssuerError> {
+        let host = identity.host_id();
+        if next.revoked.contains(&host) {
+            return Err(IssuerError::Revoked);
+        }
+        let subnets = match next.given.get(&host) {
+            Some(held) => held.clone(),
+            None => self.allocate(next, &request.subnets)?,
+        };
+        let mut grants: Vec<Grant> = subnets.iter().copied().map(Grant::explicit).collect();
+        grants.extend(request.allow.iter().copied());
+        grants.sort_unstable();
+        grants.dedup();
+        let serial = take_serial(next)?;
+        let (not_before, not_after) = self.validity(unix_now);
+        let certificate = Certificate {
+            ca: self.ca.id(),
+            identity: *identity.as_bytes(),
+            name: name.to_owned(),
+            serial,
+            admitted: next.issued.get(&host).map_or(serial, |held| held.certificate.admitted),
+            grants,
+            max_prefixes: MAX_PREFIX_COUNT,
+            labels: request.labels.clone(),
+            rights: request.rights,
+            not_before,
+            not_after,
+        };
+        let signed = self.ca.certify(&self.cluster, certificate)?;
+        next.given.insert(host, subnets);
+        next.issued.insert(host, signed.clone());
+        if next.issued.len() > MAX_ISSUED {
+            return Err(IssuerError::Full("certificates"));
+        }
+        Ok(signed)
     }
 
-    /// Makes an issuer of an exported file. Store [`Self::state_bytes`] before using it.
-    ///
-    /// # Errors
-    /// When the passphrase is wrong or the file is damaged.
-    pub fn import(file: &[u8], passphrase: &[u8]) -> Result<Self, super::ExportError> {
-        todo!()
+    /// One subnet per family of the pool.
+    fn allocate(&self, next: &mut State, asked: &[Prefix]) -> Result<Vec<Prefix>, IssuerError> {
+        let config = &self.state.config;
+        let mut subnets = Vec::new();
+        for prefix in asked {
+            self.in_pool(prefix)?;
+            if subnets.iter().any(|other: &Prefix| other.is_ipv4() == prefix.is_ipv4()) {
+                return Err(IssuerError::Request("at most one subnet of each address family can be asked for"));
+            }
+            if !next.slice.take_exactly(prefix) {
+                return Err(IssuerError::NoSubnet);
+            }
+            subnets.push(*prefix);
+        }
+        for (family, len) in [(Family::V4, config.subnet_v4), (Family::V6, config.subnet_v6)] {
+            let in_pool = config.settings.pool.iter().any(|pool| Family::of(pool) == family);
+            if in_pool && !subnets.iter().any(|subnet| Family::of(subnet) == family) {
+                subnets.push(next.slice.take(family, len).ok_or(IssuerError::NoSubnet)?);
+            }
+        }
+        subnets.sort_unstable();
+        Ok(subnets)
     }
+}
+
+fn take_serial(next: &mut State) -> Result<Serial, IssuerError> {
+    let serial = Serial::new(next.slots.0.into(), next.next_serial).ok_or(IssuerError::Full("serial numbers"))?;
+    next.next_serial += 1;
+    Ok(serial)
+}
+
+fn check(config: &IssuerConfig) -> Result<(), IssuerError> {
+    let mut bytes = Vec::new();
+    config.settings.encode(&mut bytes);
+    let again = ClusterSettings::decode(&mut Reader::new(&bytes)).map_err(BodyError::from)?;
+    if again != config.settings {
+        return Err(IssuerError::Request("the cluster's name or pool is not valid"));
+    }
+    let pool = &config.settings.pool;
+    if pool.iter().enumerate().any(|(at, prefix)| pool[..at].iter().any(|other| other.overlaps(prefix))) {
+        return Err(IssuerError::Request("the pool's prefixes overlap"));
+    }
+    let (v4, v6) = (config.subnet_v4, config.subnet_v6);
+    let fits = |prefix: &Prefix| {
+        if prefix.is_ipv4() { (prefix.len()..=30).contains(&v4) } else { (prefix.len()..=126).contains(&v6) }
+    };
+    if !pool.iter().all(fits) {
+        return Err(IssuerError::Request("a subnet is at least as long as the pool, and holds four addresses or more"));
+    }
+    if config.validity_secs < 60 {
+        return Err(IssuerError::Request("a certificate is valid for a minute at least"));
+    }
+    Ok(())
 }

@@ -22,7 +22,7 @@ pub use issuer::{
     TokenRequest, TokenView,
 };
 pub use joiner::{JoinEvent, Joiner, JoinerError};
-pub use slice::Slice;
+pub use slice::{Family, Slice};
 pub use state::StateError;
 pub use token::{Token, TokenError};
 

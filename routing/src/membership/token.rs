@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use crate::identity::IdentityPublic;
 
 /// What every token begins with.
-pub const TOKEN_PREFIX: &str = "OVL1-";
+const TOKEN_PREFIX: &str = "OVL1-";
 const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 const CHECKSUM_DOMAIN: &[u8] = b"overlay token checksum v1\0";
 const SECRET_DOMAIN: &[u8] = b"overlay token secret v1\0";

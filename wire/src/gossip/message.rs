@@ -48,6 +48,8 @@ pub enum RouteVerdict {
     Reserved,
     /// The announcer has more prefixes than are counted.
     TooMany,
+    /// The announcer's certificate is out of its time, and the prefix is new.
+    Expired,
 }
 
 /// One line of a version list.
@@ -378,7 +380,7 @@ impl PlainStatus {
 }
 
 impl RouteVerdict {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Accepted,
         Self::OutsideAllow,
         Self::TooLong,
@@ -386,6 +388,7 @@ impl RouteVerdict {
         Self::LocalConfiguration,
         Self::Reserved,
         Self::TooMany,
+        Self::Expired,
     ];
 
     /// A short name for tables.
@@ -399,6 +402,7 @@ impl RouteVerdict {
             Self::LocalConfiguration => "local-configuration",
             Self::Reserved => "reserved",
             Self::TooMany => "too-many",
+            Self::Expired => "expired",
         }
     }
 
