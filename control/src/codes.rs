@@ -92,7 +92,6 @@ codes! {
     Token "TOKEN" USAGE "The text is not a token, or it was not copied whole.";
     JoinRefused "JOIN_REFUSED" CONFLICT "The issuer knows the token and refuses the host; the message has its reason.";
     JoinTimeout "JOIN_TIMEOUT" TIMED_OUT "No issuer named in the token answered.";
-    WrongAuthority "WRONG_AUTHORITY" PERMISSION "What answered does not have the authority's key that the token names.";
     Passphrase "PASSPHRASE" PERMISSION "The passphrase does not open the export, or the export was changed.";
     Busy "BUSY" FAILED "The daemon has as many connections or tasks as it allows.";
     Lagged "LAGGED" FAILED "The watcher read too slowly; events were lost and the stream was closed.";

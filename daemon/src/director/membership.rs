@@ -70,21 +70,14 @@ impl Director {
         match change {
             MembershipChange::PublishAuthority(records) => self.gossip.publish_authority(records, now),
             MembershipChange::AnswerCertificate { host, nonce, certificate } => {
-                self.gossip.answer_certificate_request(host, nonce, *certificate);
+                self.gossip.answer_certificate_request(host, nonce, *certificate, now);
             }
             MembershipChange::OwnCertificate(certificate) => {
                 if let Err(error) = self.gossip.set_certificate(*certificate, now) {
                     self.core.events.warn("certificate-refused", None, error.to_string());
                 }
             }
-            MembershipChange::BecomeIssuer => {
-                if let Some(mut kept) = self.kept() {
-                    kept.peers.clear();
-                    if let Err(error) = enter(&mut self.gossip, &kept, true, now) {
-                        self.core.events.warn("issuer", None, error.why);
-                    }
-                }
-            }
+            MembershipChange::BecomeIssuer => self.gossip.set_issuer(true),
             MembershipChange::RenewNow => self.gossip.renew_certificate(now),
         }
         self.drain(true);
@@ -188,7 +181,7 @@ impl Director {
 /// Shows the others the own certificate and what is trusted.
 pub(crate) fn publish(core: &Core, gossip: &Gossip) {
     core.own_certificate.store(gossip.certificate().cloned().map(Arc::new));
-    core.trusted.store(Arc::new(gossip.trusted()));
+    core.trusted.store(Arc::new(gossip.trusted().to_vec()));
     core.revoked.store(Arc::new(gossip.revoked().clone()));
     core.is_clock_suspect.store(gossip.is_clock_suspect(), std::sync::atomic::Ordering::Relaxed);
 }

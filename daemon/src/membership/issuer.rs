@@ -18,6 +18,7 @@ use overlay_routing::membership::{
     CaKey, ExportError, Issuer, IssuerError, JoinContext, JoinDecision, KdfCost, Pending, TokenRequest, TokenView,
 };
 use overlay_wire::HostId;
+use overlay_wire::gossip::Record;
 use overlay_wire::membership::{Rights, SignedCertificate, TokenId};
 use rand_core::{OsRng, RngCore};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -157,9 +158,11 @@ impl IssuerTask {
     /// Works until `stop` is told.
     pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
         self.publish();
-        let records = self.issuer.as_ref().map(Issuer::authority_records).unwrap_or_default();
-        if !records.is_empty() {
-            self.tell(MembershipChange::PublishAuthority(records)).await;
+        if self.issuer.is_some() {
+            match self.records() {
+                Ok(records) => self.tell(MembershipChange::PublishAuthority(records)).await,
+                Err(error) => self.core.events.warn("authority-records", None, error.why),
+            }
         }
         let mut renew = tokio::time::interval(RENEW_EVERY);
         renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -234,6 +237,10 @@ impl IssuerTask {
 
     fn issuer(&self) -> Result<&Issuer, ApiError> {
         self.issuer.as_ref().ok_or_else(not_issuer)
+    }
+
+    fn records(&self) -> Result<Vec<Record>, ApiError> {
+        self.issuer()?.authority_records().map_err(|error| refused(&error))
     }
 
     fn names(&self) -> BTreeMap<String, HostId> {
@@ -350,7 +357,7 @@ impl IssuerTask {
             IssuerRequest::Rotate => {
                 let revoked: Vec<HostId> = self.core.revoked.load().iter().copied().collect();
                 let next = CaKey::generate(&mut OsRng);
-                let pending = self.issuer()?.begin_rotation(next, &revoked).map_err(|error| refused(&error))?;
+                let pending = self.issuer()?.begin_rotation(&next, &revoked).map_err(|error| refused(&error))?;
                 let records = self.commit(pending).await?;
                 self.tell(MembershipChange::PublishAuthority(records)).await;
                 self.renew_own().await?;
@@ -469,7 +476,7 @@ impl IssuerTask {
             ));
         }
         let rights = Rights(own.certificate.rights.0 | Rights::ISSUER.0 | Rights::POLICY.0);
-        let pending = issuer.renew(&own, unix_now()).map_err(|error| refused(&error))?;
+        let pending = issuer.renew_with(&own, rights, unix_now()).map_err(|error| refused(&error))?;
         self.write(pending.state_bytes()).await?;
         self.issuer = Some(issuer);
         let certificate =
@@ -477,7 +484,7 @@ impl IssuerTask {
                 ApiError::new(Code::Internal, "nothing was imported", error.to_string(), "try again")
             })?;
         self.publish();
-        let records = self.issuer()?.authority_records();
+        let records = self.records()?;
         self.tell(MembershipChange::OwnCertificate(Box::new(certificate))).await;
         self.tell(MembershipChange::BecomeIssuer).await;
         self.tell(MembershipChange::PublishAuthority(records)).await;

@@ -102,7 +102,9 @@ async fn receive(socket: Option<&UdpSocket>, buffer: &mut [u8]) -> std::io::Resu
 fn take(joiner: &mut Joiner, received: std::io::Result<(usize, SocketAddr)>, buffer: &[u8]) {
     match received {
         Ok((length, from)) => {
-            joiner.handle_datagram(from, buffer.get(..length).unwrap_or_default(), Instant::now());
+            let datagram = buffer.get(..length).unwrap_or_default();
+            tracing::trace!(%from, length, "a datagram while joining");
+            joiner.handle_datagram(datagram);
         }
         // An ICMP error of an earlier datagram, say; the time decides.
         Err(error) => tracing::debug!(cause = %error, "the underlay socket reports an error"),
@@ -150,7 +152,8 @@ fn no_answer(endpoints: &[SocketAddr]) -> ApiError {
         Code::JoinTimeout,
         format!("nobody answered within {} s", PATIENCE.as_secs()),
         format!(
-            "UDP to {} or back is filtered, overlayd does not run there, or the issuer does not know this token",
+            "UDP to {} or back is filtered, overlayd does not run there, it does not know this token, or who answers \
+             does not hold the authority's key that the token names",
             shown.join(", ")
         ),
         "on the issuer: `overlayctl status` and `overlayctl token list`; then try again, also with the same token",

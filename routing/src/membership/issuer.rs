@@ -407,6 +407,19 @@ impl Issuer {
     /// # Errors
     /// When its certificate is not of a trusted authority, or it is revoked.
     pub fn renew(&self, held: &SignedCertificate, unix_now: u64) -> Result<Pending<SignedCertificate>, IssuerError> {
+        self.renew_with(held, held.certificate.rights, unix_now)
+    }
+
+    /// Certifies a member anew with other rights, as a host that becomes an issuer does with its own certificate.
+    ///
+    /// # Errors
+    /// As [`Self::renew`].
+    pub fn renew_with(
+        &self,
+        held: &SignedCertificate,
+        rights: Rights,
+        unix_now: u64,
+    ) -> Result<Pending<SignedCertificate>, IssuerError> {
         let identity = verify_certificate(held, &self.cluster, &self.trusted()).map_err(|_| IssuerError::Unknown)?;
         let host = identity.host_id();
         if self.state.revoked.contains(&host) {
@@ -415,6 +428,7 @@ impl Issuer {
         let mut next = self.next(unix_now);
         let mut certificate = held.certificate.clone();
         certificate.serial = take_serial(&mut next)?;
+        certificate.rights = rights;
         (certificate.not_before, certificate.not_after) = self.validity(unix_now);
         let signed = self.ca.certify(&self.cluster, certificate)?;
         next.issued.insert(host, signed.clone());
