@@ -34,8 +34,6 @@ const RENEW_EVERY: Duration = Duration::from_secs(60);
 /// What others see of the issuer, replaced after every change.
 #[derive(Debug, Clone)]
 pub(crate) struct IssuerView {
-    /// Its slot: 0 for the first.
-    pub(crate) slot: u16,
     /// How often the authority was exported from here.
     pub(crate) exports: u32,
     /// The newest certificate of each host that it signed.
@@ -192,11 +190,10 @@ impl IssuerTask {
 
     /// Shows the others what the issuer is like now.
     fn publish(&self) {
-        let view = self.issuer.as_ref().map(|issuer| IssuerView {
-            slot: issuer.slot(),
-            exports: issuer.exports(),
-            issued: issuer.issued().cloned().collect(),
-        });
+        let view = self
+            .issuer
+            .as_ref()
+            .map(|issuer| IssuerView { exports: issuer.exports(), issued: issuer.issued().cloned().collect() });
         self.core.issuer.store(view.map(Arc::new));
     }
 

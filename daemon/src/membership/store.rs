@@ -110,16 +110,6 @@ impl Store {
         Ok(())
     }
 
-    /// Changes what is kept, durably, if there is a membership.
-    ///
-    /// # Errors
-    /// When it cannot be written; what was kept before stays.
-    pub(crate) fn change(&self, edit: impl FnOnce(&mut Kept)) -> Result<(), StateError> {
-        let Some(mut kept) = self.kept() else { return Ok(()) };
-        edit(&mut kept);
-        self.save(kept)
-    }
-
     /// Forgets the membership and the issuer.
     ///
     /// # Errors
