@@ -44,6 +44,8 @@ const HANDSHAKE_QUEUE: usize = 512;
 const GOSSIP_QUEUE: usize = 2048;
 /// Joiners and callers that wait for the issuer, at most.
 const WORK_QUEUE: usize = 256;
+/// How long the handshake thread may take to see that it is to end.
+const STOP_WITHIN: Duration = Duration::from_secs(1);
 /// Largest underlay MTU used without being asked to: jumbo frames.
 const MAX_UNDERLAY_MTU: u16 = 9000;
 /// Length of the TUN's queue, in packets or super-packets.
@@ -261,6 +263,10 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     let clean = !matches!(end, End::Failed(_));
     worker.send(WorkerCommand::Stop { remove_device: clean });
     let _ = tokio::task::spawn_blocking(move || worker_thread.join()).await;
+    // The port must be free for what comes next. The thread takes from its queue all the time, so there is room.
+    if shared.handshakes.send_timeout(HandshakeMessage::Stop, STOP_WITHIN).is_ok() {
+        let _ = tokio::task::spawn_blocking(move || handshake_thread.join()).await;
+    }
     if clean {
         stop_plumbing(&plumbing).await;
         let _ = tokio::task::spawn_blocking(move || plumbing_thread.join()).await;
