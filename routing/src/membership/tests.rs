@@ -164,7 +164,8 @@ fn lost_answer_and_repeated_request_give_the_same_certificate_once() {
     let generation = bench.issuer.generation();
     // The same bytes, and a new run of the joiner with other ephemeral keys; even after the token's end.
     for (seed, later) in [(1u8, 0), (1, 7200)] {
-        let begun = Joiner::new(token.clone(), &key(1), "h1", [seed ^ later as u8; 32], Instant::now(), Duration::MAX / 4);
+        let begun =
+            Joiner::new(token.clone(), &key(1), "h1", [seed ^ later as u8; 32], Instant::now(), Duration::MAX / 4);
         let mut again = begun.expect("valid");
         let datagram = again.poll_transmit().expect("a JOIN").bytes;
         let decision = bench.ask(&datagram, NOW + later);
@@ -347,8 +348,7 @@ fn joiner_asks_again_ever_more_rarely_and_gives_up() {
     let mut bench = Bench::new(&["10.42.0.0/16"]);
     let token = bench.invite(request(1), 1);
     let start = Instant::now();
-    let mut joiner =
-        Joiner::new(token, &key(1), "h1", [1; 32], start, Duration::from_secs(10)).expect("a valid name");
+    let mut joiner = Joiner::new(token, &key(1), "h1", [1; 32], start, Duration::from_secs(10)).expect("a valid name");
     let mut sent = Vec::new();
     while let Some(at) = joiner.poll_timeout() {
         sent.extend(std::iter::from_fn(|| joiner.poll_transmit()).map(|transmit| transmit.bytes));
@@ -487,7 +487,9 @@ fn exported_authority_admits_hosts_from_its_own_half() {
     };
     let (mine, theirs) = (one(&bench.issuer), one(&second));
     assert_ne!(mine.serial, theirs.serial);
-    assert!(mine.grants.iter().all(|grant| theirs.grants.iter().all(|other| !grant.prefix().overlaps(&other.prefix()))));
+    assert!(
+        mine.grants.iter().all(|grant| theirs.grants.iter().all(|other| !grant.prefix().overlaps(&other.prefix())))
+    );
     // Either renews what the other signed.
     let held = bench.certificate.clone();
     assert!(second.renew(&held, NOW).is_ok());
@@ -532,7 +534,8 @@ fn settings_and_requests_that_make_no_sense_are_refused() {
     assert!(found(&["10.42.0.0/16"], 31).is_err());
     assert!(found(&["10.42.0.0/16", "10.42.1.0/24"], 24).is_err());
     let bench = Bench::new(&["10.42.0.0/16"]);
-    let invite = |request| bench.issuer.invite(request, &bench.identity.public(), &endpoints(), &[1; 24], NOW).map(drop);
+    let invite =
+        |request| bench.issuer.invite(request, &bench.identity.public(), &endpoints(), &[1; 24], NOW).map(drop);
     assert_eq!(invite(request(1)), Ok(()));
     assert!(invite(request(0)).is_err());
     assert!(invite(TokenRequest { name: Some("x".into()), ..request(2) }).is_err());

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use overlay_wire::gossip::{Grant, RouteAnnouncement};
-use overlay_wire::membership::{Labels, PolicyOutcome, PolicyStatus, Rights, Serial, SignedCertificate};
 use overlay_wire::membership::{CaId, Certificate};
+use overlay_wire::membership::{Labels, PolicyOutcome, PolicyStatus, Rights, Serial, SignedCertificate};
 
 use super::sim::{Sim, address, grant, key, member, own_host, prefix};
 use crate::gossip::{
@@ -31,7 +31,7 @@ pub(super) fn said(index: usize) -> Certificate {
         ca: CaId([0; 16]),
         identity: *key(index).public().as_bytes(),
         name: format!("h{}", index + 1),
-        serial: Serial(index as u64 + 1),
+        serial: Serial(index as u64 + 2001),
         admitted: Serial(index as u64 + 1),
         grants,
         max_prefixes: 64,
@@ -47,10 +47,8 @@ pub(super) fn certify(by: &CaKey, certificate: Certificate) -> SignedCertificate
 }
 
 pub(super) fn membership(index: usize, certificate: SignedCertificate, introduced: &[usize]) -> Membership {
-    let introduce = |other: &usize| Introduction {
-        certificate: certify(&ca(1), said(*other)),
-        endpoints: vec![address(*other)],
-    };
+    let introduce =
+        |other: &usize| Introduction { certificate: certify(&ca(1), said(*other)), endpoints: vec![address(*other)] };
     Membership {
         unix_now: NOW,
         trusted: vec![ca(1).public()],
@@ -305,7 +303,8 @@ fn clock_that_is_wrong_takes_nothing_away() {
         sim.nodes[2].gossip.set_unix_time(NOW, now);
         assert!(!sim.nodes[2].gossip.is_clock_suspect());
     }
-    let told = sim.nodes[2].events.iter().filter(|(_, event)| matches!(event, GossipEvent::ClockSuspected { .. })).count();
+    let told =
+        sim.nodes[2].events.iter().filter(|(_, event)| matches!(event, GossipEvent::ClockSuspected { .. })).count();
     assert!(told >= 4, "{told}");
 }
 
@@ -313,7 +312,7 @@ fn clock_that_is_wrong_takes_nothing_away() {
 fn certificates_renew_by_themselves_at_two_thirds() {
     let mut sim = cluster(4, 69);
     sim.run_until(SECOND * 10, all_know_all);
-    let issuer = issuer(&sim);
+    let mut issuer = issuer(&sim);
     let requests = |sim: &Sim| -> Vec<(crate::gossip::GossipEvent, Duration)> {
         let of_kind = |event: &GossipEvent| matches!(event, GossipEvent::CertificateRequested { .. });
         sim.nodes[0].events.iter().filter(|(_, event)| of_kind(event)).map(|(at, event)| (event.clone(), *at)).collect()
@@ -330,8 +329,7 @@ fn certificates_renew_by_themselves_at_two_thirds() {
             answered += 1;
             let GossipEvent::CertificateRequested { host, nonce, held } = event else { continue };
             let pending = issuer.renew(&held, due).expect("known");
-            let mut spent = Issuer::restore(&issuer.state_bytes()).expect("whole");
-            let renewed = spent.commit(pending).expect("fresh");
+            let renewed = issuer.commit(pending).expect("fresh");
             let now = sim.now;
             sim.nodes[0].gossip.answer_certificate_request(host, nonce, renewed, now);
         }
@@ -340,7 +338,8 @@ fn certificates_renew_by_themselves_at_two_thirds() {
         let held = sim.nodes[index].gossip.certificate().expect("certified");
         assert_eq!(held.certificate.not_after, due + 30 * DAY, "h{}", index + 1);
         let view = |at: usize| sim.nodes[at].gossip.member(key(index).host_id());
-        let known = (0..4).filter_map(view).all(|view| view.authority == Authority::Certificate(Box::new(held.clone())));
+        let known =
+            (0..4).filter_map(view).all(|view| view.authority == Authority::Certificate(Box::new(held.clone())));
         assert!(known);
     }
     let before = requests(&sim).len();
@@ -380,8 +379,11 @@ fn authority_rotates_and_the_old_key_counts_no_more() {
     let certificate = certify(&ca(2), Certificate { serial: Serial(102), ..said(2) });
     let refused = late.set_membership(membership(2, certificate.clone(), &[0]), sim.now);
     assert!(matches!(refused, Err(GossipError::Certificate(_))), "{refused:?}");
-    late.set_membership(Membership { certificate: None, remembered: before, ..membership(2, certificate, &[]) }, sim.now)
-        .expect("valid");
+    late.set_membership(
+        Membership { certificate: None, remembered: before, ..membership(2, certificate, &[]) },
+        sim.now,
+    )
+    .expect("valid");
     late.publish_authority(sim.nodes[0].gossip.records_to_keep(), sim.now);
     assert!(only_new(&late));
     assert!(late.member(key(0).host_id()).is_some() && late.member(key(3).host_id()).is_none());

@@ -54,7 +54,10 @@ fn certificate_counts_only_from_a_trusted_authority_for_its_own_subject() {
         ("another cluster", certificate_record(&key(9), &other_cluster)),
         ("more rights than signed", certificate_record(&key(9), &changed)),
         ("somebody else's certificate", certificate_record(&key(10), &good)),
-        ("signed by another key", signed(&key(10), key(9).host_id(), RecordKind::CERTIFICATE, 0, 5, certificate_body(&good))),
+        (
+            "signed by another key",
+            signed(&key(10), key(9).host_id(), RecordKind::CERTIFICATE, 0, 5, certificate_body(&good)),
+        ),
         ("another shard", signed(&key(9), key(9).host_id(), RecordKind::CERTIFICATE, 1, 5, certificate_body(&good))),
         ("no certificate", signed(&key(9), key(9).host_id(), RecordKind::ROUTES, 0, 5, Vec::new())),
         ("withdrawn", signed(&key(9), key(9).host_id(), RecordKind::CERTIFICATE, 0, 5, Vec::new())),
@@ -76,7 +79,9 @@ fn member_cannot_withdraw_or_swap_its_certificate_for_a_forged_one() {
     let host = key(1).host_id();
     let before = gossip.member(host).expect("a member").authority;
     let greedy = Certificate { rights: Rights::POLICY | Rights::ISSUER, ..said(1) };
-    for body in [Vec::new(), certificate_body(&certify(&ca(7), greedy.clone())), certificate_body(&certify(&ca(1), said(2)))] {
+    for body in
+        [Vec::new(), certificate_body(&certify(&ca(7), greedy.clone())), certificate_body(&certify(&ca(1), said(2)))]
+    {
         relay(&mut gossip, signed(&key(1), host, RecordKind::CERTIFICATE, 0, u64::MAX / 2, body), now);
         assert_eq!(gossip.member(host).expect("still a member").authority, before);
     }
@@ -135,7 +140,11 @@ fn only_the_right_in_a_valid_certificate_writes_policy() {
     assert_eq!(gossip.policy(), None);
     // With the right but a wrong hash, or a missing piece, there is nothing whole.
     let lawful = Certificate { rights: Rights::POLICY, serial: Serial(70), ..said(1) };
-    relay(&mut gossip, signed(&key(1), host, RecordKind::CERTIFICATE, 0, 6000, certificate_body(&certify(&ca(1), lawful))), now);
+    relay(
+        &mut gossip,
+        signed(&key(1), host, RecordKind::CERTIFICATE, 0, 6000, certificate_body(&certify(&ca(1), lawful))),
+        now,
+    );
     assert_eq!(gossip.policy().map(|policy| policy.revision), Some(1), "the control: the right makes it count");
     let wrong = PolicyShard { revision: 2, hash: [1; 32], count: 1, piece: b"default deny\n".to_vec() };
     relay(&mut gossip, signed(&key(1), host, RecordKind::POLICY, 0, 7000, wrong.encode()), now);
