@@ -354,7 +354,11 @@ impl Gossip {
 
     /// A member of which only the certificate was known has told where it is: try it at once.
     pub(super) fn seek_newcomer(&mut self, host: HostId, now: Instant) {
-        if let Some(peer) = self.peers.get_mut(&host).filter(|peer| peer.state == MemberState::New) {
+        if let Some(peer) = self.peers.get_mut(&host)
+            && peer.state == MemberState::New
+            && peer.authority != Authority::Static
+            && peer.candidates().is_empty()
+        {
             peer.seek(now);
         }
     }

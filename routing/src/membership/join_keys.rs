@@ -16,46 +16,46 @@ const JOIN_TAG_DOMAIN: &[u8] = b"overlay join tag v1\0";
 const JOIN_ACK_DOMAIN: &[u8] = b"overlay join-ack v1\0";
 
 /// What both sides of one exchange agree on before the first byte.
-pub(super) struct JoinTranscript<'a> {
-    pub(super) ca: CaId,
-    pub(super) issuer: HostId,
-    pub(super) token: TokenId,
-    pub(super) ephemeral: [u8; 32],
-    pub(super) secret_digest: &'a [u8; 32],
+pub(crate) struct JoinTranscript<'a> {
+    pub(crate) ca: CaId,
+    pub(crate) issuer: HostId,
+    pub(crate) token: TokenId,
+    pub(crate) ephemeral: [u8; 32],
+    pub(crate) secret_digest: &'a [u8; 32],
 }
 
 /// The keys of one exchange.
-pub(super) struct JoinKeys(SharedSecret);
+pub(crate) struct JoinKeys(SharedSecret);
 
 impl JoinKeys {
     /// From the joiner's ephemeral secret and the issuer's identity, or the other way round.
-    pub(super) fn new(secret: &StaticSecret, public: &PublicKey) -> Option<Self> {
+    pub(crate) fn new(secret: &StaticSecret, public: &PublicKey) -> Option<Self> {
         diffie_hellman(secret, public).map(Self)
     }
 
-    pub(super) fn request_key(&self, transcript: &JoinTranscript<'_>) -> Key {
+    pub(crate) fn request_key(&self, transcript: &JoinTranscript<'_>) -> Key {
         let t = transcript;
         let chain = kdf(self.0.as_bytes(), &[JOIN_DOMAIN, &t.ca.0, &t.issuer.0, &t.token.0, &t.ephemeral]);
         kdf(&chain, &[t.secret_digest])
     }
 
     /// The tag that names the JOIN in its answer.
-    pub(super) fn tag(&self, ephemeral: &[u8; 32]) -> [u8; 8] {
+    pub(crate) fn tag(&self, ephemeral: &[u8; 32]) -> [u8; 8] {
         first_eight(&kdf(self.0.as_bytes(), &[JOIN_TAG_DOMAIN, ephemeral]))
     }
 
-    pub(super) fn answer_key(&self, transcript: &JoinTranscript<'_>, joiner: HostId) -> Key {
+    pub(crate) fn answer_key(&self, transcript: &JoinTranscript<'_>, joiner: HostId) -> Key {
         let t = transcript;
         let parts: [&[u8]; 6] = [JOIN_ACK_DOMAIN, &t.ca.0, &t.issuer.0, &t.token.0, &t.ephemeral, &joiner.0];
         kdf(&kdf(self.0.as_bytes(), &parts), &[t.secret_digest])
     }
 
-    pub(super) fn seal_request(&self, transcript: &JoinTranscript<'_>, nonce: &[u8; 24], content: &[u8]) -> Vec<u8> {
+    pub(crate) fn seal_request(&self, transcript: &JoinTranscript<'_>, nonce: &[u8; 24], content: &[u8]) -> Vec<u8> {
         let header = join_header(&transcript.ephemeral, &transcript.token.0, nonce);
         seal(&self.request_key(transcript), nonce, header, content)
     }
 
-    pub(super) fn seal_answer(
+    pub(crate) fn seal_answer(
         &self,
         transcript: &JoinTranscript<'_>,
         joiner: HostId,
@@ -68,7 +68,7 @@ impl JoinKeys {
 }
 
 /// The bytes a joiner's signature covers.
-pub(super) fn join_signed_bytes(transcript: &JoinTranscript<'_>, unsigned: &[u8]) -> Vec<u8> {
+pub(crate) fn join_signed_bytes(transcript: &JoinTranscript<'_>, unsigned: &[u8]) -> Vec<u8> {
     let t = transcript;
     [JOIN_SIGNATURE_DOMAIN, &t.ca.0, &t.issuer.0, &t.token.0, &t.ephemeral, unsigned].concat()
 }

@@ -7,7 +7,7 @@
 mod ca;
 mod export;
 mod issuer;
-mod join_keys;
+pub(crate) mod join_keys;
 mod joiner;
 mod slice;
 mod state;

@@ -42,7 +42,9 @@ impl Issuer {
     pub fn forget(&self, host: HostId, unix_now: u64) -> Result<Pending<Forgotten>, IssuerError> {
         let mut next = self.next(unix_now);
         add_revoked(&mut next, &[host])?;
-        let until = next.issued.get(&host).map_or(unix_now, |held| held.certificate.not_after.max(unix_now));
+        // Another issuer may have renewed its certificate, but not beyond one validity from now.
+        let held = next.issued.get(&host).map_or(unix_now, |held| held.certificate.not_after);
+        let until = held.max(unix_now.saturating_add(next.config.validity_secs));
         let free_from = until.saturating_add(COOLDOWN_SECS);
         let freed: Vec<(Prefix, u64)> =
             next.given.remove(&host).unwrap_or_default().into_iter().map(|prefix| (prefix, free_from)).collect();
