@@ -31,7 +31,7 @@ struct Standby {
     text: Mutex<String>,
     store: Store,
     /// Why this host, a member, cannot be one now.
-    failure: Option<ApiError>,
+    failure: parking_lot::Mutex<Option<ApiError>>,
     /// Tells that there is something to become.
     ready: mpsc::Sender<()>,
     events: EventLog,
@@ -48,7 +48,7 @@ pub(crate) async fn serve(process: &mut Process, failure: Option<ApiError>) -> R
         config_path: process.config_path.clone(),
         text: Mutex::new(process.text.clone()),
         store: process.store.clone(),
-        failure,
+        failure: parking_lot::Mutex::new(failure),
         ready,
         events: EventLog::default(),
         started: SystemTime::now(),
@@ -83,7 +83,7 @@ pub(crate) async fn serve(process: &mut Process, failure: Option<ApiError>) -> R
 
 impl Standby {
     fn refusal(&self) -> ApiError {
-        self.failure.clone().unwrap_or_else(|| {
+        self.failure.lock().clone().unwrap_or_else(|| {
             ApiError::new(
                 Code::NotMember,
                 "not a member: run overlayctl init or join",
@@ -130,8 +130,12 @@ impl Standby {
     }
 
     fn refuse_second(&self) -> Result<(), ApiError> {
-        let Some(kept) = self.store.kept() else { return Ok(()) };
-        let why = self.failure.as_ref().map_or_else(String::new, |error| format!(", and cannot run: {}", error.what));
+        let Some(kept) = self.store.kept() else {
+            self.store.reopen();
+            return Ok(());
+        };
+        let why =
+            self.failure.lock().as_ref().map_or_else(String::new, |error| format!(", and cannot run: {}", error.what));
         Err(ApiError::new(
             Code::AlreadyMember,
             "this host is a member already",
@@ -240,10 +244,8 @@ impl Backend for Standby {
             Request::Membership(MembershipRequest::Leave { keep_identity }) if self.store.kept().is_some() => {
                 let config = self.config().await?;
                 leave(&self.store, &config, keep_identity)?;
-                Ok(Response::Done {
-                    changed: true,
-                    notes: vec!["this host is a member no more; restart overlayd to clear its last error".to_owned()],
-                })
+                *self.failure.lock() = None;
+                Ok(Response::Done { changed: true, notes: vec!["this host is a member no more".to_owned()] })
             }
             _ => Err(self.refusal()),
         }

@@ -69,7 +69,7 @@ pub fn run(config_path: &Path) -> Result<(), ApiError> {
     let text = Config::text_or_empty(config_path).map_err(|problems| config_error(config_path, &problems))?;
     let state_dir = Config::state_dir_of(&text, config_path);
     // Before anything is made: a broken configuration leaves no trace.
-    let layer = if state_dir.exists() { open_store(&state_dir)?.layer() } else { None };
+    let layer = if state_dir.exists() { peek_layer(&state_dir)? } else { None };
     let config = load_text(&text, config_path, layer.as_ref())?;
     crate::logging::start(config.log.level);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -77,6 +77,11 @@ pub fn run(config_path: &Path) -> Result<(), ApiError> {
         .build()
         .map_err(|error| internal("the task runtime cannot start", error))?;
     runtime.block_on(serve(config_path, text, config))
+}
+
+fn peek_layer(state_dir: &Path) -> Result<Option<MembershipLayer>, ApiError> {
+    let directory = StateDir::open(state_dir).map_err(|error| error.to_api())?;
+    Store::peek_layer(&Arc::new(directory)).map_err(|error| error.to_api())
 }
 
 fn open_store(state_dir: &Path) -> Result<Store, ApiError> {

@@ -2,6 +2,7 @@
 //! authority's secret key.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use overlay_config::MembershipLayer;
 use overlay_routing::membership::Issuer;
@@ -24,6 +25,8 @@ struct Inner {
     issuer: Mutex<Slots>,
     /// What was found damaged and put right at the start.
     damage: Vec<String>,
+    /// Whether the membership was given up: what still runs writes nothing any more.
+    is_closed: AtomicBool,
 }
 
 /// The state files, shared by all that change them. Writing blocks until it is on disk.
@@ -46,7 +49,17 @@ impl Store {
             membership: Mutex::new((membership, kept)),
             issuer: Mutex::new(issuer),
             damage,
+            is_closed: AtomicBool::new(false),
         })))
+    }
+
+    /// The configuration layer of the membership in a state directory; nothing is written.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn peek_layer(directory: &Arc<StateDir>) -> Result<Option<MembershipLayer>, StateError> {
+        let Some(loaded) = Slots::peek(directory, MEMBERSHIP, MEMBERSHIP_VERSION)? else { return Ok(None) };
+        Ok(decode(directory, &loaded)?.layer(directory.path().join(MEMBERSHIP).display().to_string()))
     }
 
     /// What is kept of the membership.
@@ -74,7 +87,7 @@ impl Store {
     /// # Errors
     /// When the file cannot be read or does not hold an issuer.
     pub(crate) fn issuer(&self) -> Result<Option<Issuer>, StateError> {
-        let (_, loaded) = Slots::open(&self.0.directory, ISSUER, ISSUER_VERSION)?;
+        let loaded = Slots::peek(&self.0.directory, ISSUER, ISSUER_VERSION)?;
         let Some(loaded) = loaded else { return Ok(None) };
         Issuer::restore(&loaded.payload).map(Some).map_err(|error| match error {
             overlay_routing::membership::StateError::Newer(version) => {
@@ -92,7 +105,11 @@ impl Store {
     /// # Errors
     /// When it cannot be written.
     pub(crate) fn save_issuer(&self, state: &[u8]) -> Result<(), StateError> {
-        self.0.issuer.lock().store(state)
+        let mut issuer = self.0.issuer.lock();
+        if self.is_closed() {
+            return Ok(());
+        }
+        issuer.store(state)
     }
 
     /// Makes what is kept durable, if it differs.
@@ -101,7 +118,7 @@ impl Store {
     /// When it cannot be written; what was kept before stays.
     pub(crate) fn save(&self, kept: Kept) -> Result<(), StateError> {
         let mut membership = self.0.membership.lock();
-        if membership.1.as_ref() == Some(&kept) {
+        if self.is_closed() || membership.1.as_ref() == Some(&kept) {
             return Ok(());
         }
         let bytes = serde_json::to_vec(&kept).expect("plain values serialise");
@@ -110,15 +127,26 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets the membership and the issuer.
+    fn is_closed(&self) -> bool {
+        self.0.is_closed.load(Ordering::Acquire)
+    }
+
+    /// Lets a new membership be written after one was given up.
+    pub(crate) fn reopen(&self) {
+        self.0.is_closed.store(false, Ordering::Release);
+    }
+
+    /// Forgets the membership and the issuer; nothing is written before [`Self::reopen`].
     ///
     /// # Errors
     /// When a file cannot be removed.
     pub(crate) fn erase(&self) -> Result<(), StateError> {
         let mut membership = self.0.membership.lock();
+        let mut issuer = self.0.issuer.lock();
+        self.0.is_closed.store(true, Ordering::Release);
         membership.0.erase()?;
         membership.1 = None;
-        self.0.issuer.lock().erase()
+        issuer.erase()
     }
 }
 

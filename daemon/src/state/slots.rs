@@ -62,6 +62,32 @@ impl Slots {
         name: &'static str,
         version: u16,
     ) -> Result<(Self, Option<Loaded>), StateError> {
+        let (mut slots, loaded, is_behind) = Self::look(directory, name, version)?;
+        if let Some(loaded) = &loaded
+            && is_behind
+        {
+            // A disk that takes nothing now is reported when something has to be written.
+            if let Err(error) = slots.store(&loaded.payload) {
+                tracing::warn!(cause = %error, "one copy of a state file stays as it is");
+            }
+        }
+        Ok((slots, loaded))
+    }
+
+    /// Reads the newest whole copy and writes nothing, as before it is known that no other daemon uses the file.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn peek(directory: &Arc<StateDir>, name: &'static str, version: u16) -> Result<Option<Loaded>, StateError> {
+        Self::look(directory, name, version).map(|(_, loaded, _)| loaded)
+    }
+
+    /// The newest whole copy, and whether the other one is damaged, older or absent.
+    fn look(
+        directory: &Arc<StateDir>,
+        name: &'static str,
+        version: u16,
+    ) -> Result<(Self, Option<Loaded>, bool), StateError> {
         let mut slots = Self { directory: Arc::clone(directory), name, version, generation: 0 };
         let [first, second] = [slots.read("a")?, slots.read("b")?];
         let behind = match (&first, &second) {
@@ -84,18 +110,12 @@ impl Slots {
         let why = damage.join("; ");
         let Some((generation, payload)) = newest else {
             if damage.is_empty() {
-                return Ok((slots, None));
+                return Ok((slots, None, false));
             }
             return Err(StateError::Damaged { path: directory.file(name), why });
         };
         slots.generation = generation;
-        if behind {
-            // A disk that takes nothing now is reported when something has to be written.
-            if let Err(error) = slots.store(&payload) {
-                tracing::warn!(cause = %error, "one copy of a state file stays as it is");
-            }
-        }
-        Ok((slots, Some(Loaded { payload, damage: (!damage.is_empty()).then_some(why) })))
+        Ok((slots, Some(Loaded { payload, damage: (!damage.is_empty()).then_some(why) }), behind))
     }
 
     /// Puts new state on disk, in both slots; it is there for good when this returns.
