@@ -120,7 +120,8 @@ pub fn issuer(bytes: &[u8]) {
                 };
                 let answer = match issuer.handle_join(&datagram, &context) {
                     JoinDecision::Silent(_) => {
-                        assert!(damaged, "an honest JOIN is answered");
+                        let is_known = issuer.tokens().iter().any(|view| view.id == token.id);
+                        assert!(damaged || !is_known, "an honest JOIN is answered");
                         continue;
                     }
                     JoinDecision::Answer { datagram, .. } => datagram,
