@@ -101,7 +101,6 @@ impl Gossip {
         self.counters.received += 1;
         self.accept_record(content.record, now);
         self.answer_introduce(host, from, ephemeral, content.nonce, &keys);
-        self.hand_over_authority(host, from);
         self.heard_from(host, from, now);
         self.move_endpoint(host, from);
         self.prompt_probe(host, now);
@@ -186,7 +185,6 @@ impl Gossip {
         self.note_observed(host, content.observed);
         self.heard_from(host, from, now);
         self.move_endpoint(host, from);
-        self.hand_over_authority(host, from);
         self.member_answers(host, now);
         self.prompt_probe(host, now);
     }

@@ -164,6 +164,7 @@ impl Gossip {
             peer.outcomes = Outcomes::default();
             peer.offered.clear();
             self.emit(GossipEvent::MemberUp { host });
+            self.hand_over_authority(host);
             self.greet(host);
         }
     }

@@ -22,7 +22,7 @@ use crate::membership::ca_id;
 
 /// The most authorities in one chain of successors.
 const MAX_CHAIN: usize = 16;
-/// Datagrams of authority records handed over at first contact; a digest exchange brings the rest.
+/// Datagrams of authority records handed over to a member that came up; a digest exchange brings the rest.
 const MAX_HANDED_OVER: usize = 4;
 
 /// What the machine knows of authorities.
@@ -209,12 +209,12 @@ impl Gossip {
         self.settle_policy();
     }
 
-    /// Sends a member what authorities say, as soon as there is a channel.
-    pub(super) fn hand_over_authority(&mut self, host: HostId, to: std::net::SocketAddr) {
+    /// Sends a member that came up what authorities say, before anything else.
+    pub(super) fn hand_over_authority(&mut self, host: HostId) {
         let of_authority = |record: &&Record| record.key.kind == RecordKind::AUTHORITY;
         let records: Vec<Record> = self.store.iter().filter(of_authority).cloned().collect();
         let messages = record_messages(records);
-        messages.iter().take(MAX_HANDED_OVER).for_each(|message| self.send_to(host, message, to));
+        messages.iter().take(MAX_HANDED_OVER).for_each(|message| self.send(host, message));
     }
 
     /// Judges every certificate by the wall clock.

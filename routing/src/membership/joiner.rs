@@ -109,7 +109,9 @@ impl Joiner {
             signature: [0; 64],
         };
         let transcript = joiner.transcript();
-        content.signature = identity.sign(&join_signed_bytes(&transcript, &content.unsigned_bytes()));
+        let unsigned = Zeroizing::new(content.unsigned_bytes());
+        let signed = Zeroizing::new(join_signed_bytes(&transcript, &unsigned));
+        content.signature = identity.sign(&signed);
         let encoded = Zeroizing::new(content.encode());
         joiner.datagram = joiner.keys.seal_request(&transcript, &nonce, &encoded);
         content.secret.zeroize();

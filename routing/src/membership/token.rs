@@ -1,7 +1,7 @@
 //! The token: one string that carries everything a new host needs to find and trust its issuer.
 //!
-//! `OVL1-` and groups of eight characters of RFC 4648 base32 (letters and the digits 2 to 7; case and dashes do not matter) over: format, authority id,
-//! issuer identity, endpoints, token id, secret, and four bytes of checksum.
+//! `OVL1-` and groups of eight characters of RFC 4648 base32 (letters and the digits 2 to 7; case and dashes do not
+//! matter) over: format, authority id, issuer identity, endpoints, token id, secret, and four bytes of checksum.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -70,7 +70,8 @@ impl Token {
     /// The string to hand to the new host. It is a secret: whoever has it can join.
     #[must_use]
     pub fn to_text(&self) -> Zeroizing<String> {
-        let mut bytes = Zeroizing::new(vec![FORMAT]);
+        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_TEXT));
+        bytes.push(FORMAT);
         bytes.extend_from_slice(&self.ca.0);
         bytes.extend_from_slice(self.issuer.as_bytes());
         let endpoints = &self.endpoints[..self.endpoints.len().min(MAX_ISSUER_ENDPOINTS)];
@@ -80,12 +81,13 @@ impl Token {
         bytes.extend_from_slice(&*self.secret);
         let sum = checksum(&bytes);
         bytes.extend_from_slice(&sum);
-        let mut text = Zeroizing::new(String::from("OVL1"));
-        for (place, symbol) in symbols(&bytes).into_iter().enumerate() {
+        let mut text = Zeroizing::new(String::with_capacity(MAX_TEXT));
+        text.push_str("OVL1");
+        for (place, symbol) in symbols(&bytes).iter().enumerate() {
             if place % 8 == 0 {
                 text.push('-');
             }
-            text.push(char::from(symbol));
+            text.push(char::from(*symbol));
         }
         text
     }
@@ -152,8 +154,8 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
 }
 
 /// Base32, five bits a character, the last one filled up with zeros.
-fn symbols(bytes: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(bytes.len().div_ceil(5) * 8);
+fn symbols(bytes: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mut out = Zeroizing::new(Vec::with_capacity(bytes.len().div_ceil(5) * 8));
     let (mut bits, mut held) = (0u32, 0u32);
     for byte in bytes {
         bits = bits << 8 | u32::from(*byte);

@@ -72,7 +72,7 @@ fn widest(name: usize) -> SignedCertificate {
         admitted: Serial(1),
         grants: grants.collect(),
         max_prefixes: 64,
-        labels: Labels::new(),
+        labels: Labels::from([("kk".to_owned(), "v".repeat(31))]),
         rights: Rights::ISSUER | Rights::POLICY,
         not_before: 1,
         not_after: 2,
