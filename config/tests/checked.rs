@@ -422,9 +422,11 @@ fn file_overrides_defaults_of_the_cluster_and_clashes_with_what_is_the_hosts_alo
     let config = load(file, None).expect("a member");
     assert_eq!((config.overlay.encapsulation, config.overlay.listen_port), (Encapsulation::Wireguard, 5000));
     assert_eq!(config.policy.default, DefaultPolicy::Open);
-    let file = "[node]\nname = \"h1\"\nprefixes = [\"10.42.1.0/24\"]\n[overlay]\ncluster = \"x\"\npool = [\"10.42.0.0/16\"]\n";
+    let file =
+        "[node]\nname = \"h1\"\nprefixes = [\"10.42.1.0/24\"]\n[overlay]\ncluster = \"x\"\npool = [\"10.42.0.0/16\"]\n";
     let text = load(file, None).expect_err("a clash").to_string();
-    for key in ["f.toml:2: node.name", "f.toml:3: node.prefixes", "f.toml:5: overlay.cluster", "f.toml:6: overlay.pool"] {
+    for key in ["f.toml:2: node.name", "f.toml:3: node.prefixes", "f.toml:5: overlay.cluster", "f.toml:6: overlay.pool"]
+    {
         assert!(text.contains(key), "{key}: {text}");
     }
     assert!(text.contains("overlayctl leave"), "{text}");
