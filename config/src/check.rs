@@ -284,7 +284,10 @@ impl Checker {
         file.node.prefixes = Some(list(&membership.prefixes));
         file.overlay.cluster = Some(Located { value: Name(membership.cluster.clone()), place: place.clone() });
         file.overlay.pool = Some(list(&membership.pool));
-        if let (None, Some(value)) = (&file.overlay.encapsulation, membership.encapsulation) {
+        // Unencrypted packets need a trusted underlay written for this very host; the cluster's wish is none.
+        let is_trusting = file.overlay.trusted_underlay.is_some() || !membership.trusted_underlay.is_empty();
+        let wanted = membership.encapsulation.filter(|wanted| wanted.is_encrypted() || is_trusting);
+        if let (None, Some(value)) = (&file.overlay.encapsulation, wanted) {
             file.overlay.encapsulation = Some(Located { value, place: place.clone() });
         }
         if file.overlay.trusted_underlay.is_none() && !membership.trusted_underlay.is_empty() {

@@ -433,6 +433,15 @@ fn file_overrides_defaults_of_the_cluster_and_clashes_with_what_is_the_hosts_alo
 }
 
 #[test]
+fn unencrypted_default_of_the_cluster_counts_only_where_an_underlay_is_trusted() {
+    let layer = MembershipLayer { trusted_underlay: Vec::new(), ..membership() };
+    let used =
+        |text: &str| Config::parse_all(text, "f.toml", Some(&layer), None).expect("a member").overlay.encapsulation;
+    assert_eq!(used(""), Encapsulation::Wireguard);
+    assert_eq!(used("[overlay]\ntrusted_underlay = [\"192.0.2.0/24\"]\n"), Encapsulation::Gre);
+}
+
+#[test]
 fn command_line_overrides_defaults_of_the_cluster() {
     let layer = "version = 1\n[overlay]\nencapsulation = \"ipip\"\n[policy]\ndefault = \"open\"\nrules = []\n";
     let config = load("", Some(layer)).expect("no clash");

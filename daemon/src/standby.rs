@@ -159,7 +159,15 @@ impl Standby {
         let name = host_name(request.name.as_deref())?;
         let identity = identity_or_new(&config.node.identity_file)?;
         let (kept, issuer) = found(&request, &identity, &name, config.overlay.listen_port)?;
-        self.check(&text, &kept)?;
+        let config = self.check(&text, &kept)?;
+        if !request.encapsulation.is_encrypted() && config.overlay.trusted_underlay.is_empty() {
+            return Err(ApiError::new(
+                Code::Invalid,
+                "the cluster cannot be founded",
+                format!("{} is neither encrypted nor authenticated, and no underlay is trusted", request.encapsulation),
+                "give --trusted-underlay PREFIX that holds the hosts' underlay addresses; nothing was changed",
+            ));
+        }
         // The issuer first: a membership without its authority would be one that nobody can extend.
         self.on_disk(move |store| store.save_issuer(&issuer.state_bytes())).await?;
         self.become_member(kept, &identity).await
@@ -183,8 +191,8 @@ impl Standby {
     }
 
     /// Refuses a membership that does not fit the file.
-    fn check(&self, text: &str, kept: &Kept) -> Result<(), ApiError> {
-        load_text(text, &self.config_path, self.store.layer_of(kept).as_ref()).map(drop)
+    fn check(&self, text: &str, kept: &Kept) -> Result<Config, ApiError> {
+        load_text(text, &self.config_path, self.store.layer_of(kept).as_ref())
     }
 
     async fn on_disk(

@@ -207,3 +207,39 @@ fn issuer_killed_around_redemptions_gives_nothing_twice() {
     }
     assert_eq!(subnets.len(), 12, "six hosts with a subnet of each family");
 }
+
+#[test]
+fn unencrypted_cluster_is_unencrypted_only_between_hosts_that_trust_the_underlay() {
+    if !can_make_namespaces("unencrypted_cluster") {
+        return;
+    }
+    let lab = Certified::standby(&lab_name("gre"), Binaries::for_tests().unwrap(), 3).unwrap();
+    let _logs = lab.lab.logs_on_failure();
+    let words = ["init", "lab", "--pool", overlay_tests::POOL, "--name", "h1", "--encapsulation", "gre"];
+    let (code, text) = lab.refused("h1", &words).unwrap();
+    assert!(code == 2 && text.contains("no underlay is trusted"), "{code} {text}");
+    assert_eq!(lab.refused("h1", &["status"]).unwrap().0, 8, "still in standby");
+    let trust = ["--trusted-underlay", "192.0.2.0/24"];
+    lab.lab.ctl_ok("h1", &[&words[..], &trust].concat()).unwrap();
+    let token = lab.invite("h1", &["--uses", "2"]).unwrap();
+    for (host, more) in [("h2", &trust[..]), ("h3", &[])] {
+        let words = [&["join", &token, "--name", host, "--timeout", "20s"][..], more].concat();
+        lab.lab.ctl_ok(host, &words).unwrap();
+    }
+    let used = |host: &str, peer: &str| {
+        let peer = lab.peer(host, peer).filter(|peer| peer.data == overlay_control::api::DataState::Up)?;
+        Some(peer.encapsulation.to_string())
+    };
+    for (host, peer, wanted) in
+        [("h1", "h2", "gre"), ("h2", "h1", "gre"), ("h1", "h3", "wireguard"), ("h3", "h2", "wireguard")]
+    {
+        let what = format!("{host} to use {wanted} with {peer}");
+        wait_for(&what, LIMIT, || (used(host, peer)? == wanted).then_some(())).unwrap();
+    }
+    for host in ["h1", "h2", "h3"] {
+        lab.lab.add_container(host, "c1").unwrap();
+    }
+    for (from, to) in [("h1c1", "h2c1"), ("h2c1", "h3c1"), ("h3c1", "h1c1")] {
+        wait_for("traffic", LIMIT, || lab.reaches(from, to).then_some(())).unwrap();
+    }
+}

@@ -105,15 +105,13 @@ impl Kept {
     /// The layer of the configuration; `place` names the state file.
     pub(crate) fn layer(&self, place: String) -> Option<MembershipLayer> {
         let certificate = self.certificate()?.certificate;
-        // Unencrypted packets need a trusted underlay written on this very host; the cluster's wish is none.
-        let is_usable = self.encapsulation.is_encrypted() || !self.trusted_underlay.is_empty();
         Some(MembershipLayer {
             place,
             prefixes: own_prefixes(&certificate.grants, &self.pool),
             name: certificate.name,
             cluster: self.cluster.clone(),
             pool: self.pool.clone(),
-            encapsulation: is_usable.then_some(self.encapsulation),
+            encapsulation: Some(self.encapsulation),
             trusted_underlay: self.trusted_underlay.clone(),
             listen_port: Some(self.listen_port),
             policy: Some(self.policy),
