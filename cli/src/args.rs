@@ -115,7 +115,7 @@ pub(crate) enum Command {
         /// Take back what `--fix` did.
         #[arg(long)]
         undo: bool,
-        /// Ask this peer to probe our ports and protocols.
+        /// Ask this peer right now: its UDP port, the data path, sizes and its clock. Takes at most 10 s.
         #[arg(long, value_name = "NAME")]
         peer: Option<String>,
     },

@@ -13,7 +13,9 @@ use crate::membership::MembershipLayer;
 use crate::problem::{Place, Problem, Problems};
 use crate::raw::{self, Raw, RawKind, RawMember, RawPeer};
 use crate::reader::{Located, Name, Source, UnicastPrefix};
-use crate::types::{Config, ForeignKind, ForeignPeer, Limits, Log, Member, Node, Overlay, Paths, Plumbing, Role};
+use crate::types::{
+    Config, ForeignKind, ForeignPeer, Limits, Log, Member, Metrics, Node, Overlay, Paths, Plumbing, Role,
+};
 
 /// The largest configuration text read, in bytes: thousands of members fit.
 const MAX_TEXT_BYTES: u64 = 4 << 20;
@@ -226,6 +228,8 @@ impl Checker {
                 .take("limits.conntrack_entries", file.conntrack_entries, || defaults::CONNTRACK_ENTRIES),
         };
         let log = Log { level: self.take("log.level", file.log_level, || defaults::LOG_LEVEL) };
+        let metrics =
+            Metrics { listen: self.take("metrics.listen", file.metrics_listen, || Some(defaults::METRICS_LISTEN)) };
         if !self.problems.is_empty() {
             // Values that were refused are missing now: cross checks would report the same thing again, differently.
             return Err(self.sorted());
@@ -251,7 +255,20 @@ impl Checker {
             return Err(self.sorted());
         }
         let Parts { role, node, overlay, members, peers, policy } = parts;
-        Ok(Config { role, node, overlay, plumbing, members, peers, policy, limits, paths, log, origins: self.origins })
+        Ok(Config {
+            role,
+            node,
+            overlay,
+            plumbing,
+            members,
+            peers,
+            policy,
+            limits,
+            paths,
+            log,
+            metrics,
+            origins: self.origins,
+        })
     }
 
     /// Fills what the file leaves open from a membership, and refuses what both settle.

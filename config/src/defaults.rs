@@ -1,5 +1,7 @@
 //! The one table of defaults, each with its reason.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
 use overlay_wire::Encapsulation;
 use overlay_wire::policy::DefaultPolicy;
 
@@ -38,6 +40,7 @@ pub(crate) const RUNTIME_DIR: &str = "/run/overlay";
 pub(crate) const IDENTITY_NAME: &str = "identity.key";
 pub(crate) const SOCKET_NAME: &str = "overlayd.sock";
 pub(crate) const LOG_LEVEL: LogLevel = LogLevel::Info;
+pub(crate) const METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9821);
 
 /// Where `overlayd` looks for its configuration when not told.
 pub const CONFIG_FILE: &str = "/etc/overlay/overlayd.toml";
@@ -81,4 +84,5 @@ pub const TABLE: &[Default] = &[
     default("paths.runtime_dir", "/run/overlay", "Filesystem Hierarchy Standard, 3.15"),
     default("paths.socket", "/run/overlay/overlayd.sock", "inside paths.runtime_dir"),
     default("log.level", "info", "one line per change of state"),
+    default("metrics.listen", "127.0.0.1:9821", "for a collector on this host; nothing is open to others"),
 ];

@@ -149,6 +149,7 @@ impl Config {
         out.put("paths.runtime_dir", self.paths.runtime_dir.display());
         out.put("paths.socket", self.paths.socket.display());
         out.put("log.level", self.log.level.name());
+        out.put("metrics.listen", self.metrics.listen.map_or_else(|| "off".to_owned(), |listen| listen.to_string()));
         out.0
     }
 }

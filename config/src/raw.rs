@@ -1,5 +1,6 @@
 //! The file as written: every key optional, every value with its place, nothing checked against anything else.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use overlay_wire::policy::{DefaultPolicy, Rule};
@@ -34,6 +35,7 @@ pub(crate) struct Raw {
     pub(crate) runtime_dir: Value<PathBuf>,
     pub(crate) socket: Value<PathBuf>,
     pub(crate) log_level: Value<LogLevel>,
+    pub(crate) metrics_listen: Value<Option<SocketAddr>>,
 }
 
 #[derive(Default)]
@@ -153,6 +155,17 @@ pub(crate) fn read_file(source: &mut Source<'_>) -> Raw {
     let mut log = root.table(source, "log");
     raw.log_level = log.text(source, "level", "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"");
     log.finish(source);
+    let mut metrics = root.table(source, "metrics");
+    raw.metrics_listen =
+        metrics.value(source, "listen", "an address and port, as in \"127.0.0.1:9821\", or \"off\"", |value| {
+            let text = string(value)?;
+            if text == "off" {
+                return Ok(None);
+            }
+            let address = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+            address.map(Some).ok_or_else(|| format!("got {}", quote(text)))
+        });
+    metrics.finish(source);
     root.finish(source);
     raw
 }

@@ -27,12 +27,15 @@ pub(crate) struct Located<T> {
 pub(crate) struct Source<'a> {
     file: Arc<str>,
     text: &'a str,
+    /// Where each line but the last ends, so that the line of a place is found without reading the text again.
+    line_ends: Vec<usize>,
     pub(crate) problems: Vec<Problem>,
 }
 
 impl<'a> Source<'a> {
     pub(crate) fn new(file: &str, text: &'a str) -> Self {
-        Self { file: file.into(), text, problems: Vec::new() }
+        let line_ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect();
+        Self { file: file.into(), text, line_ends, problems: Vec::new() }
     }
 
     /// Parses the text; syntax errors become problems.
@@ -47,8 +50,7 @@ impl<'a> Source<'a> {
     }
 
     pub(crate) fn place(&self, offset: usize) -> Place {
-        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
-        Place { file: Arc::clone(&self.file), line: before.iter().filter(|byte| **byte == b'\n').count() + 1 }
+        Place { file: Arc::clone(&self.file), line: self.line_ends.partition_point(|end| *end < offset) + 1 }
     }
 
     pub(crate) fn problem(&mut self, place: Place, key: &str, what: String, expected: &str) {

@@ -49,6 +49,8 @@ pub struct Config {
     pub paths: Paths,
     /// Logging.
     pub log: Log,
+    /// The page of figures.
+    pub metrics: Metrics,
     /// Where each value came from.
     pub origins: Origins,
 }
@@ -229,6 +231,13 @@ impl Paths {
 pub struct Log {
     /// The least severe level that is written.
     pub level: LogLevel,
+}
+
+/// The page of figures for a collector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metrics {
+    /// Where it is served; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
 /// How much is logged.

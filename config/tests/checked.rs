@@ -109,6 +109,21 @@ fn defaults_table_says_what_an_empty_file_gets() {
 }
 
 #[test]
+fn metrics_are_on_loopback_elsewhere_or_off() {
+    let listen = |text: &str| {
+        let text = format!("{MINIMAL}[metrics]\nlisten = \"{text}\"\n");
+        Config::parse(&text, "f.toml").map(|config| config.metrics.listen.map(|address| address.to_string()))
+    };
+    assert_eq!(Config::parse(MINIMAL, "f").expect("valid").metrics.listen, "127.0.0.1:9821".parse().ok());
+    assert_eq!(listen("off").expect("valid"), None);
+    assert_eq!(listen("[::1]:9100").expect("valid").as_deref(), Some("[::1]:9100"));
+    for text in ["on", "9821", "localhost:9821", "127.0.0.1", "127.0.0.1:0"] {
+        let problems = listen(text).expect_err("refused").to_string();
+        assert!(problems.contains("metrics.listen"), "{problems}");
+    }
+}
+
+#[test]
 fn every_problem_is_reported_at_once_with_its_line() {
     let text = "[node]\nname = \"H1\"\nprefixes = [\n  \"10.42.1.0/24\",\n  \"10.42.1.9/24\",\n]\ncolour = 1\n\
                 [overlay]\npool = 7\nlisten_port = 0\nmtu = \"big\"\ninterface = \"a/b\"\n\n[[member]]\nname = \"h2\"\n\

@@ -23,7 +23,9 @@ use overlay_wire::{HostId, Mtu, PeerIndex, Prefix};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::asking::{Question, Told};
 use crate::events::EventLog;
+use crate::flow_store::SaveFigures;
 use crate::membership::{IssuerView, Store, Work};
 use crate::peers::{Peer, PeerKind};
 use crate::plumbing::PlumbingHandle;
@@ -61,6 +63,10 @@ pub enum Change {
     Reload(oneshot::Sender<Result<Vec<overlay_config::Change>, ApiError>>),
     /// Apply this configuration, read already.
     Apply(Box<Config>, oneshot::Sender<Result<Vec<overlay_config::Change>, ApiError>>),
+    /// Ask members something by gossip; what they say is told until the receiver is dropped. Changes nothing.
+    Ask(Vec<HostId>, Question, mpsc::Sender<Told>),
+    /// What is known of a member at this moment. Changes nothing.
+    Look(HostId, oneshot::Sender<Option<MemberView>>),
     /// Something about membership.
     Membership(MembershipChange),
 }
@@ -132,6 +138,12 @@ pub struct Core {
     pub file_text: Mutex<String>,
     /// Why there is no socket for the wg tools, if so.
     pub uapi_problem: OnceLock<Problem>,
+    /// Why there is no page of figures, if so.
+    pub metrics_problem: OnceLock<Problem>,
+    /// What saving the flow table did.
+    pub flow_saves: Arc<SaveFigures>,
+    /// Reloads so far.
+    pub reloads: Reloads,
     /// Where another machine speaks with this host's identity, if one was seen.
     pub twin: Mutex<Option<String>>,
     /// The layer of the membership, where this host has one.
@@ -161,6 +173,15 @@ pub struct Core {
     peers: DashMap<PeerKind, Arc<Peer>>,
     order: Mutex<PeerOrder>,
     revision: AtomicU64,
+}
+
+/// How reloads of the configuration ended.
+#[derive(Debug, Default)]
+pub struct Reloads {
+    /// Put in force, changes or not.
+    pub applied: AtomicU64,
+    /// Refused whole.
+    pub refused: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -238,6 +259,9 @@ impl Core {
             was_ready: AtomicBool::new(false),
             file_text: Mutex::new(parts.file_text),
             uapi_problem: OnceLock::new(),
+            metrics_problem: OnceLock::new(),
+            flow_saves: Arc::default(),
+            reloads: Reloads::default(),
             twin: Mutex::default(),
             layer: parts.layer,
             leave: parts.leave,
@@ -337,6 +361,12 @@ impl Core {
     pub fn age_of(&self, millis: u64, now: Instant) -> Option<Duration> {
         (millis > 0).then(|| Duration::from_millis(self.shared.millis(now).saturating_sub(millis)))
     }
+}
+
+/// The wall clock, in milliseconds since 1970.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
 }
 
 /// The host's own address in a prefix, which is also its containers' gateway: the first behind the network address.

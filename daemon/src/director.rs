@@ -6,12 +6,13 @@ mod membership;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use overlay_config::{Applies, Config, Role};
 use overlay_control::api::Severity;
 use overlay_control::{ApiError, Code};
-use overlay_dataplane::RuleEvent;
+use overlay_dataplane::{HostPolicy, RuleEvent};
 use overlay_routing::gossip::{
     Authority, ForeignPrefixes, Gossip, GossipEvent, MemberView, OwnHost, StaticMember, Transmit,
 };
@@ -20,7 +21,8 @@ use overlay_wire::gossip::RouteAnnouncement;
 use overlay_wire::{HostId, Prefix};
 use tokio::sync::mpsc;
 
-use crate::core::{Change, Core, View, host_address};
+use crate::asking::{Listeners, Question, Told};
+use crate::core::{Change, Core, View, host_address, unix_ms};
 use crate::membership::{Kept, Work};
 use crate::peers::{Peer, PeerKind};
 use crate::plumbing::LearnedRoutes;
@@ -91,8 +93,12 @@ pub struct Director {
     pub endpoints: Vec<SocketAddr>,
     /// The routes the plumbing was last given.
     pub learned: Option<LearnedRoutes>,
+    /// The policy between containers and this host that the plumbing was last given.
+    pub host_policy: Option<Arc<HostPolicy>>,
     /// When a loop was last reported.
     pub loop_told: Option<Instant>,
+    /// Who waits for what members say.
+    pub listeners: Listeners,
     /// To the issuer's task.
     pub(crate) work: mpsc::Sender<Work>,
     /// To the keeper; holds what it was last given.
@@ -174,7 +180,6 @@ impl Director {
 
     /// Sends what gossip wants sent, records what it reports, and rebuilds when that matters.
     fn drain(&mut self, force: bool) {
-        self.transmit();
         let mut changed = force;
         let (mut moved, mut cut) = (Vec::new(), Vec::new());
         while let Some(event) = self.gossip.poll_event() {
@@ -182,6 +187,11 @@ impl Director {
             if let GossipEvent::EndpointChanged { host, endpoint } = &event {
                 moved.push((*host, *endpoint));
             }
+            if let GossipEvent::ClockAsked { host, nonce } = &event {
+                self.gossip.tell_clock(*host, *nonce, unix_ms());
+                self.transmit();
+            }
+            self.listeners.tell(&event);
             self.record(&event);
             cut.extend(self.membership_event(&event));
         }
@@ -190,7 +200,6 @@ impl Director {
             for (host, endpoint) in moved {
                 self.move_path(host, endpoint);
             }
-            self.transmit();
         }
         for host in cut {
             self.cut(host);
@@ -198,6 +207,26 @@ impl Director {
         if self.must_keep {
             self.keep();
         }
+        // Last, so that what an answer says of this host is in force before the answer leaves.
+        self.transmit();
+    }
+
+    fn ask(&mut self, members: &[HostId], question: Question, listener: mpsc::Sender<Told>) {
+        let now = Instant::now();
+        for host in members {
+            match question {
+                Question::Reach => self.gossip.check(*host, now),
+                Question::Clock => {
+                    if !self.gossip.ask_clock(*host, now) {
+                        let _ = listener.try_send(Told::NoClock { host: *host });
+                    }
+                }
+            }
+        }
+        self.listeners.add(listener);
+        // First contact with a member that is not reachable is due at once.
+        self.gossip.handle_timeout(now);
+        self.drain(false);
     }
 
     /// A member answers at another address: its tunnel follows unless packets prove a newer one later.
@@ -246,6 +275,12 @@ impl Director {
         let learned = LearnedRoutes { remote: rebuilt.remote, announced };
         if self.learned.as_ref() != Some(&learned) && core.plumbing.try_set_routes(learned.clone()) {
             self.learned = Some(learned);
+        }
+        if self.host_policy.as_deref() != Some(&rebuilt.host_policy) {
+            let policy = Arc::new(rebuilt.host_policy);
+            if core.plumbing.try_set_host_policy(Arc::clone(&policy)) {
+                self.host_policy = Some(policy);
+            }
         }
     }
 
@@ -298,7 +333,11 @@ impl Director {
             GossipEvent::RecordChanged { .. }
             | GossipEvent::SourceValidated { .. }
             | GossipEvent::PlainStatusChanged { .. }
+            | GossipEvent::PlainStatusHeard { .. }
             | GossipEvent::VerdictsReceived { .. }
+            | GossipEvent::CheckAnswered { .. }
+            | GossipEvent::ClockAsked { .. }
+            | GossipEvent::ClockTold { .. }
             | GossipEvent::ReflexiveAddress { .. }
             | GossipEvent::MemberAdded { .. }
             | GossipEvent::MemberRevoked { .. }
@@ -320,6 +359,10 @@ impl Director {
             Change::Apply(config, done) => {
                 let _ = done.send(self.apply(*config));
             }
+            Change::Ask(members, question, listener) => self.ask(&members, question, listener),
+            Change::Look(host, answer) => {
+                let _ = answer.send(self.gossip.member(host));
+            }
             Change::Membership(change) => self.membership_change(change),
             Change::Reload(done) => {
                 let (path, layer) = (&self.core.config_path, self.core.layer.as_ref());
@@ -336,9 +379,13 @@ impl Director {
                 };
                 match &outcome {
                     Ok(changes) => {
+                        self.core.reloads.applied.fetch_add(1, Relaxed);
                         self.core.events.info("config-reloaded", None, format!("{} values changed", changes.len()));
                     }
-                    Err(error) => self.core.events.warn("config-refused", None, error.why.clone()),
+                    Err(error) => {
+                        self.core.reloads.refused.fetch_add(1, Relaxed);
+                        self.core.events.warn("config-refused", None, error.why.clone());
+                    }
                 }
                 let _ = done.send(outcome);
             }
@@ -489,6 +536,7 @@ fn matters(event: &GossipEvent) -> bool {
         | GossipEvent::EndpointChanged { .. }
         | GossipEvent::SourceValidated { .. }
         | GossipEvent::PlainStatusChanged { .. }
+        | GossipEvent::PlainStatusHeard { .. }
         | GossipEvent::RoutesChanged
         | GossipEvent::RouteRefused(_)
         | GossipEvent::VerdictsReceived { .. }
@@ -499,6 +547,9 @@ fn matters(event: &GossipEvent) -> bool {
         GossipEvent::Equivocation { .. }
         | GossipEvent::OwnIdentityElsewhere { .. }
         | GossipEvent::IdentityInUseTwice { .. }
+        | GossipEvent::CheckAnswered { .. }
+        | GossipEvent::ClockAsked { .. }
+        | GossipEvent::ClockTold { .. }
         | GossipEvent::ReflexiveAddress { .. }
         | GossipEvent::OwnIdentityRevoked
         | GossipEvent::JoinReceived { .. }
@@ -588,7 +639,7 @@ pub fn own_host(core: &Core, config: &Config, endpoints: &[SocketAddr]) -> OwnHo
         wireguard_key: core.keys.public(),
         encapsulation: config.overlay.encapsulation,
         mtu: core.mtu,
-        features: 0,
+        features: overlay_wire::gossip::body::FEATURE_CLOCK,
         software: env!("CARGO_PKG_VERSION").to_owned(),
         prefixes: config.node.prefixes.clone(),
     }

@@ -12,9 +12,9 @@ use crate::counters::PathDrop;
 use crate::peers::{Peer, PeerKind, PeerState};
 use crate::shared::{Datagram, HandshakeMessage, SharedRef};
 use crate::snapshot::{PathPeer, Snapshot};
-use crate::underlay::{Destination, SendBatch};
+use crate::underlay::{Destination, OuterFragments, SendBatch};
 use crate::wireguard::{Admission, DATA_OVERHEAD, Front, HANDSHAKE_MAX, Keys, PublicKeyBytes};
-use crate::worker::inner_mtu;
+use crate::worker::{inner_mtu, needs_fragments};
 
 /// How often every tunnel's timers run; the engine wants at most 250 ms.
 const TICK: Duration = Duration::from_millis(200);
@@ -127,16 +127,18 @@ impl HandshakeThread {
         let (mut packets, mut bytes) = (0, 0);
         while let Some(mut packet) = state.next_held(now) {
             let len = packet.len();
+            let fits = len <= inner_mtu;
+            let fragments = if fits { OuterFragments::Never } else { needs_fragments(packet.first().copied(), len) };
             packet.resize(len.next_multiple_of(16).min(inner_mtu.max(len)), 0);
             let Some(tunnel) = state.tunnel.as_mut() else { return };
             let Ok(sealed) = tunnel.seal(&packet, &mut self.sealed) else { return };
-            push(&mut self.batch, &self.sockets, &self.sealed[..sealed], &destination);
+            push(&mut self.batch, &self.sockets, &self.sealed[..sealed], &destination, fragments);
             packets += 1;
             bytes += len as u64;
         }
         if let Some(tunnel) = state.tunnel.as_mut() {
             while let Some(len) = tunnel.take_queued(&mut self.sealed) {
-                push(&mut self.batch, &self.sockets, &self.sealed[..len], &destination);
+                push(&mut self.batch, &self.sockets, &self.sealed[..len], &destination, OuterFragments::Never);
             }
         }
         if packets > 0 {
@@ -174,7 +176,7 @@ impl HandshakeThread {
     }
 
     fn send(&mut self, to: SocketAddr, source: Option<IpAddr>, bytes: &[u8]) {
-        push(&mut self.batch, &self.sockets, bytes, &Destination { to, source, tos: 0 });
+        push(&mut self.batch, &self.sockets, bytes, &Destination { to, source, tos: 0 }, OuterFragments::Never);
     }
 
     fn flush(&mut self) {
@@ -190,10 +192,16 @@ fn by_key<'s>(snapshot: &'s Snapshot, public: &PublicKeyBytes) -> Option<&'s Pat
     })
 }
 
-fn push(batch: &mut SendBatch, sockets: &[Option<Arc<OwnedFd>>; 2], bytes: &[u8], destination: &Destination) {
-    if batch.family().is_some_and(|v6| v6 != destination.to.is_ipv6()) || !batch.push(bytes, destination) {
+fn push(
+    batch: &mut SendBatch,
+    sockets: &[Option<Arc<OwnedFd>>; 2],
+    bytes: &[u8],
+    destination: &Destination,
+    fragments: OuterFragments,
+) {
+    if batch.family().is_some_and(|v6| v6 != destination.to.is_ipv6()) || !batch.push(bytes, destination, fragments) {
         flush(batch, sockets);
-        batch.push(bytes, destination);
+        batch.push(bytes, destination, fragments);
     }
 }
 

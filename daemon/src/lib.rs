@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 mod api;
+pub mod asking;
 pub mod backend;
 pub mod core;
 pub mod counters;
@@ -10,9 +11,11 @@ pub mod device;
 pub mod director;
 pub mod doctor;
 pub mod events;
+pub mod flow_store;
 pub mod handshake;
 mod logging;
 mod membership;
+pub mod metrics;
 pub mod peers;
 pub mod ping;
 pub mod plumbing;

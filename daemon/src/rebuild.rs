@@ -5,12 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use overlay_config::{Config, ForeignKind, ForeignPeer};
-use overlay_dataplane::{CompiledPolicy, LocalAddresses, PeerInfo, Route, Tables};
+use overlay_dataplane::{CompiledPolicy, HostPolicy, LocalAddresses, PeerInfo, Route, Tables};
 use overlay_routing::fib::Fib;
 use overlay_routing::gossip::MemberView;
 use overlay_routing::ownership::Owner;
 use overlay_routing::rib::Rib;
 use overlay_wire::gossip::PlainStatus;
+use overlay_wire::gre::ReceiveSequence;
 use overlay_wire::{Encapsulation, HostId, Mtu, PeerIndex, Prefix};
 
 use crate::core::Core;
@@ -44,6 +45,8 @@ pub struct Rebuilt {
     pub plain: BTreeMap<HostId, PlainStatus>,
     /// Prefixes owned by others, for the kernel's routes.
     pub remote: Vec<Prefix>,
+    /// What the kernel is to let pass between this host and its containers.
+    pub host_policy: HostPolicy,
 }
 
 /// Builds everything anew. Tunnels are kept unless the peer's key changed.
@@ -112,8 +115,10 @@ impl Builder<'_> {
         let mine = asked_for(ours);
         // Both ends must ask for a plain kind, and then the stronger of the two is used.
         let plain_kind = mine.zip(theirs).map(|(mine, theirs)| mine.max(theirs));
+        // Accepted as soon as both have asked, sent only when the other has heard us ask: so it accepts by then.
+        let heard = view.plain_heard == ours;
         let (encapsulation, plain) = match (plain_kind, plain_to) {
-            (Some(kind), Some(destination)) => (kind, Some(destination)),
+            (Some(kind), Some(destination)) if heard => (kind, Some(destination)),
             _ => (Encapsulation::Wireguard, None),
         };
         let gre = GreOptions {
@@ -275,7 +280,9 @@ impl Builder<'_> {
             routes.push((claim.prefix, route));
         }
         let by_name: HashMap<String, Vec<Prefix>> = self.prefixes_by_name(rib);
-        let policy = CompiledPolicy::compile(&self.config.policy, &|name: &str| by_name.get(name).cloned())
+        let resolve = |name: &str| by_name.get(name).cloned();
+        let host_policy = HostPolicy::new(&self.config.policy, &resolve, &self.config.node.prefixes);
+        let policy = CompiledPolicy::compile(&self.config.policy, &resolve)
             .with_hits_of(&self.core.shared.snapshot.load().tables.policy);
         let mut snapshot = Snapshot {
             tables: Tables {
@@ -305,7 +312,7 @@ impl Builder<'_> {
             snapshot.peers.push(path);
             snapshot.tables.peers.push(info);
         }
-        Rebuilt { snapshot, plain: self.plain, remote }
+        Rebuilt { snapshot, plain: self.plain, remote, host_policy }
     }
 
     fn prefixes_by_name(&self, rib: &Rib) -> HashMap<String, Vec<Prefix>> {
@@ -319,6 +326,13 @@ impl Builder<'_> {
         }
         by_name
     }
+}
+
+/// What the kernel is to let pass between this host and its containers before anything is learned of other members.
+#[must_use]
+pub fn first_host_policy(config: &Config) -> HostPolicy {
+    let own = |name: &str| (name == config.node.name).then(|| config.node.prefixes.clone());
+    HostPolicy::new(&config.policy, &own, &config.node.prefixes)
 }
 
 fn asked_for(status: PlainStatus) -> Option<Encapsulation> {
@@ -335,6 +349,9 @@ fn gone(peer: Arc<Peer>, mtu: Mtu) -> (PathPeer, PeerInfo) {
         state.tunnel = None;
         state.public_key = None;
         state.path = None;
+        // When it comes back it is new, as a tunnel device that was deleted and made again.
+        state.gre_sequence = 0;
+        state.gre_received = ReceiveSequence::default();
     }
     let info = PeerInfo { name: peer.name.clone(), inner_mtu: mtu, authenticated: false, member: false };
     let path = PathPeer {

@@ -50,13 +50,35 @@ pub enum WorkerEvent {
     Rules(Vec<RuleEvent>, u64),
 }
 
+/// What a worker did since its start.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct WorkerReport {
+    /// Decisions.
+    pub engine: overlay_dataplane::Counters,
+    /// The loop.
+    pub turns: TurnCounters,
+}
+
+/// How a worker's loop turned; counted by the worker alone, once per turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TurnCounters {
+    /// Turns.
+    pub turns: u64,
+    /// Turns that ended in waiting.
+    pub sleeps: u64,
+    /// Messages received from the underlay.
+    pub received: u64,
+    /// Packets and super-packets read from the device.
+    pub read: u64,
+}
+
 /// What the control side asks of a worker.
 #[derive(Debug)]
 pub enum WorkerCommand {
     /// Treat this packet as if read from the TUN.
     Inject(Vec<u8>),
-    /// The engine's counters.
-    Counters(tokio::sync::oneshot::Sender<overlay_dataplane::Counters>),
+    /// What it did so far.
+    Counters(tokio::sync::oneshot::Sender<WorkerReport>),
     /// End the worker; remove the device's persistence when asked to.
     Stop {
         /// Whether the device goes with the daemon.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use overlay_wire::{Encapsulation, Mtu};
+use overlay_wire::{Encapsulation, Mtu, Prefix};
 
 use crate::snapshot::GreOptions;
 use crate::wireguard::DATA_OVERHEAD;
@@ -24,10 +24,12 @@ pub fn overhead(encapsulation: Encapsulation, underlay: IpAddr, gre: &GreOptions
         }
 }
 
-/// The MTU of the TUN and of containers on an underlay of this MTU.
+/// The MTU of the TUN and of containers on an underlay of this MTU, for a host with these prefixes. With IPv6 among them it
+/// is 1,280 at least: the kernel turns IPv6 off on a smaller device, and what does not fit the underlay is fragmented.
 #[must_use]
-pub fn tun_mtu(underlay: u16) -> Mtu {
-    Mtu::new(underlay.saturating_sub(LARGEST_OVERHEAD)).unwrap_or(Mtu::MIN)
+pub fn tun_mtu(underlay: u16, prefixes: &[Prefix]) -> Mtu {
+    let fits = Mtu::new(underlay.saturating_sub(LARGEST_OVERHEAD)).unwrap_or(Mtu::MIN);
+    if prefixes.iter().all(Prefix::is_ipv4) { fits } else { fits.max(Mtu::IPV6_MIN) }
 }
 
 /// The largest inner packet that reaches a peer in one piece and that its own TUN takes.
@@ -55,11 +57,20 @@ mod tests {
 
     #[test]
     fn inner_mtu_is_the_smallest_of_path_and_both_ends() {
-        let own = tun_mtu(1500);
+        let own = tun_mtu(1500, &[]);
         assert_eq!(own.get(), 1420);
         assert_eq!(inner_mtu(1500, 60, own, None).get(), 1420);
         assert_eq!(inner_mtu(1400, 60, own, None).get(), 1340);
-        assert_eq!(inner_mtu(1500, 60, own, Some(tun_mtu(1400))).get(), 1320);
-        assert_eq!(tun_mtu(100), Mtu::MIN);
+        assert_eq!(inner_mtu(1500, 60, own, Some(tun_mtu(1400, &[]))).get(), 1320);
+        assert_eq!(tun_mtu(100, &[]), Mtu::MIN);
+    }
+
+    #[test]
+    fn tun_of_a_host_with_ipv6_is_never_below_its_minimum() {
+        let v4: Prefix = "10.42.1.0/24".parse().expect("a prefix");
+        let v6: Prefix = "fd42:0:0:1::/64".parse().expect("a prefix");
+        assert_eq!(tun_mtu(1300, &[v4]).get(), 1220);
+        assert_eq!(tun_mtu(1300, &[v4, v6]).get(), 1280);
+        assert_eq!(tun_mtu(1500, &[v4, v6]).get(), 1420);
     }
 }

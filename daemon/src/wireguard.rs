@@ -8,7 +8,8 @@
 //! - handshakes pass a limit per source, the first MAC and, under load, a cookie bound to address and port, before any
 //!   Diffie-Hellman; the library's own shared limiter never triggers;
 //! - the highest counter is tracked, so that only the newest authenticated packet moves an endpoint;
-//! - retries come sooner than the protocol's five seconds while the first handshake is under way.
+//! - retries come sooner than the protocol's five seconds while the first handshake is under way;
+//! - a peer with a keepalive is tried for ever.
 //!
 //! Constants: the WireGuard paper (Donenfeld, NDSS 2017), section 6.1, and `device/constants.go` of wireguard-go.
 
@@ -299,6 +300,11 @@ impl Tunnel {
         }
         match self.tunn.update_timers(out) {
             TunnResult::WriteToNetwork(message) => Some(message.len()),
+            // After ninety seconds without an answer the library sends no keepalive any more. A peer that has one may be
+            // able to reach us only after we reached it, so it is tried for ever.
+            TunnResult::Err(WireGuardError::ConnectionExpired) if self.tunn.persistent_keepalive().is_some() => {
+                self.initiate(now, out)
+            }
             _ => None,
         }
     }

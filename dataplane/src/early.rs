@@ -28,10 +28,16 @@ pub(crate) fn check(headers: &Headers) -> Result<(), DropReason> {
     tunnel(headers.protocol)?;
     match headers.transport {
         Transport::Icmp(icmp) => message(headers.is_ipv4(), icmp.kind),
-        // ICMP of the other family has no meaning.
-        Transport::Other if matches!(headers.protocol, protocol::ICMP | protocol::ICMPV6) => Err(DropReason::IcmpType),
+        Transport::Other => family(headers.is_ipv4(), headers.protocol),
         _ => Ok(()),
     }
+}
+
+/// Refuses ICMP of the other family, which has no meaning.
+#[inline]
+pub(crate) fn family(ipv4: bool, number: u8) -> Result<(), DropReason> {
+    let other = if ipv4 { protocol::ICMPV6 } else { protocol::ICMP };
+    if number == other { Err(DropReason::IcmpType) } else { Ok(()) }
 }
 
 /// Refuses addresses that never belong on an overlay.

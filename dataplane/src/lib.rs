@@ -26,11 +26,13 @@ mod verdict;
 #[cfg(test)]
 mod testing;
 
-pub use conntrack::{Conntrack, FlowSelector, FlowSnapshot, FlowState};
+pub use conntrack::{Conntrack, Cursor, FLOW_BYTES, FlowSelector, FlowSnapshot, FlowState, Pass, Restored, SavedWhile};
 pub use engine::{Engine, Limits};
 pub use explain::{Outcome, Stage, Step, explain};
 pub use path::End;
-pub use policy::{CompiledPolicy, DecidedBy, Decision, Grounds, RuleEvent, Tuple, Warning};
+pub use policy::{
+    Addresses, CompiledPolicy, DecidedBy, Decision, Grounds, HostPolicy, HostRule, HostWay, RuleEvent, Tuple, Warning,
+};
 pub use reason::{Counters, DropReason, Traffic};
 pub use tables::{LocalAddresses, PeerInfo, Route, Tables};
 pub use verdict::{Origin, Released, Reply, Verdict};

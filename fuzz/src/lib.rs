@@ -33,6 +33,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("config", bodies::text::config),
     ("control", bodies::text::control),
     ("dataplane", bodies::dataplane::engine),
+    ("flows", bodies::dataplane::saved_flows),
     ("fib", bodies::routing::fib),
     ("gossip_machine", bodies::routing::gossip),
     ("gossip_certified", bodies::routing::certified),

@@ -56,6 +56,7 @@ pub fn all() -> Vec<Seed> {
     add(&mut seeds, "config", configs());
     add(&mut seeds, "control", frames());
     add(&mut seeds, "dataplane", flows());
+    add(&mut seeds, "flows", saved());
     add(&mut seeds, "fib", tables());
     add(&mut seeds, "gossip_machine", scripts());
     add(&mut seeds, "gossip_certified", membership::scripts());
@@ -267,6 +268,8 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ("certificate-request", Message::CertificateRequest { nonce: 1 }),
         ("certificate", Message::Certificate { nonce: 1, certificate: Box::new(membership::certificate()) }),
         ("verdicts", Message::Verdicts { version: 7, entries: vec![(prefix("10.42.1.0/24"), RouteVerdict::Accepted)] }),
+        ("clock-request", Message::ClockRequest { nonce: 1 }),
+        ("clock", Message::Clock { nonce: 1, unix_ms: 1_800_000_000_000 }),
     ];
     let encode = |message: Message| {
         let mut bytes = Vec::new();
@@ -362,6 +365,15 @@ fn step(place: u8, packet: &[u8]) -> Vec<u8> {
     // The upper bits ask for right lengths and checksums.
     let [high, low] = (packet.len() as u16).to_be_bytes();
     [&[0x30 | place, high, low], packet].concat()
+}
+
+/// What the scripts of packets leave in the table, after a stop and after a kill.
+fn saved() -> Vec<(&'static str, Vec<u8>)> {
+    let left = flows().into_iter().zip([0u8, 1].into_iter().cycle());
+    let saved = left.map(|((name, script), control)| {
+        (name, [&[control], crate::bodies::dataplane::saved_after(&script).as_slice()].concat())
+    });
+    saved.filter(|(_, bytes)| bytes.len() > 1).collect()
 }
 
 fn flows() -> Vec<(&'static str, Vec<u8>)> {

@@ -24,13 +24,20 @@ const STOP_LIMIT: Duration = Duration::from_secs(15);
 impl Lab {
     /// Starts the daemon of a host; its output is appended to the host's log.
     pub fn spawn_daemon(&self, host: &str) -> Result<()> {
+        self.spawn_daemon_under(host, &[])
+    }
+
+    /// Starts the daemon of a host through another program that becomes it, as `faketime` does.
+    pub fn spawn_daemon_under(&self, host: &str, program: &[&str]) -> Result<()> {
         let host = self.host(host)?;
         let mut daemon = host.daemon.lock().unwrap_or_else(PoisonError::into_inner);
         if daemon.is_some() {
             bail!("the daemon of {} runs already", host.name());
         }
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path(host))?;
-        let mut command = netns::command(host.view(), &[&self.binaries.path("overlayd"), "--config", CONFIG_PATH])?;
+        let overlayd = self.binaries.path("overlayd");
+        let words = [program, &[overlayd.as_str(), "--config", CONFIG_PATH]].concat();
+        let mut command = netns::command(host.view(), &words)?;
         command.env("RUST_BACKTRACE", "1").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().context("overlayd could not be started")?;
         self.record(&child, &format!("overlayd of {}", host.name()))?;
@@ -40,7 +47,12 @@ impl Lab {
 
     /// Starts the daemon of a host and waits until it answers on its control socket.
     pub fn start_daemon(&self, host: &str) -> Result<Duration> {
-        self.spawn_daemon(host)?;
+        self.start_daemon_under(host, &[])
+    }
+
+    /// Starts the daemon of a host through another program that becomes it, and waits until it answers.
+    pub fn start_daemon_under(&self, host: &str, program: &[&str]) -> Result<Duration> {
+        self.spawn_daemon_under(host, program)?;
         let host = self.host(host)?;
         let socket = host.path(SOCKET_PATH);
         let (ended, took) = wait_for(&format!("the control socket of {}", host.name()), START_LIMIT, || {
@@ -131,6 +143,30 @@ impl Lab {
     pub fn control(&self, host: &str) -> Result<Client> {
         let path = self.host(host)?.path(SOCKET_PATH);
         Client::connect(&path).with_context(|| format!("connecting to the daemon of {host}"))
+    }
+
+    /// Runs the daemon of a host through other programs until it ends by itself, for starts that are to fail; what it
+    /// printed. A daemon that has not ended within the limit is killed, and that is an error.
+    pub fn run_daemon_under(&self, host: &str, program: &[&str], config: &str, limit: Duration) -> Result<Output> {
+        let host = self.host(host)?;
+        fs::write(host.path("/run/other.toml"), config)?;
+        let overlayd = self.binaries.path("overlayd");
+        let words = [program, &[overlayd.as_str(), "--config", "/run/other.toml"]].concat();
+        let mut command = netns::command(host.view(), &words)?;
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("overlayd could not be started")?;
+        self.record(&child, &format!("another overlayd of {}", host.name()))?;
+        let ended = wait_for("overlayd to end", limit, || child.try_wait().transpose());
+        if ended.is_err() {
+            let _ = child.kill();
+        }
+        let output = child.wait_with_output()?;
+        ended.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?.0?;
+        Ok(output)
     }
 
     /// Starts one more daemon on a host with a configuration of its own and gives it to the caller.

@@ -1,6 +1,8 @@
 //! Pings from a namespace, with the summary read back.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use std::io::Read as _;
+use std::process::{Child, Stdio};
 
 use crate::netns::{self, View};
 
@@ -50,6 +52,49 @@ pub fn ping(view: &View, words: &str, to: &str) -> Result<PingReport> {
         // 1: no reply, or an error from a router, or the message is too long for the device.
         Some(0 | 1 | 124) => Ok(PingReport::parse(text)),
         _ => bail!("ping {words} {to}: {text}"),
+    }
+}
+
+/// A `ping` that runs beside other work.
+#[derive(Debug)]
+pub struct Pings {
+    child: Child,
+}
+
+impl Pings {
+    /// Starts `ping -n -q` with the given extra words to an address; for a minute at most.
+    pub fn start(view: &View, words: &str, to: &str) -> Result<Pings> {
+        let mut argv = vec!["ping", "-n", "-q", "-w", "60"];
+        argv.extend(words.split_whitespace());
+        argv.push(to);
+        let mut command = netns::command(view, &argv)?;
+        let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        Ok(Pings { child: piped.spawn().context("ping could not be started")? })
+    }
+
+    /// Ends it now and reads what it counted; the last one may still be under way.
+    pub fn stop(self) -> Result<PingReport> {
+        let id = libc::pid_t::try_from(self.child.id()).context("a process id")?;
+        // SAFETY: the process was started here and has not been waited for, so the number is still its own.
+        unsafe { libc::kill(id, libc::SIGINT) };
+        self.finish()
+    }
+
+    /// Waits until the last one was answered or given up.
+    pub fn finish(mut self) -> Result<PingReport> {
+        let mut text = String::new();
+        if let Some(mut output) = self.child.stdout.take() {
+            output.read_to_string(&mut text)?;
+        }
+        self.child.wait()?;
+        Ok(PingReport::parse(text))
+    }
+}
+
+impl Drop for Pings {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

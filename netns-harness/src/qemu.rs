@@ -6,6 +6,7 @@
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use std::collections::BTreeSet;
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::binaries::target_directory;
 use crate::command::{ip_batch, run};
 use crate::lab::Lab;
-use crate::netns;
+use crate::{netns, packages};
 
 /// The underlay address of the guest.
 pub const GUEST_V4: &str = "192.0.2.50";
@@ -35,6 +36,9 @@ export PATH=/usr/bin:/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
+# The shell would prefer its own.
+ip() { /usr/bin/ip "$@"; }
+ping() { /usr/bin/ping "$@"; }
 while read -r module; do insmod "/modules/$module"; done < /modules/order
 ip link set lo up
 ip link set eth0 up
@@ -61,17 +65,19 @@ impl Image {
         install_emulator()?;
         let directory = target_directory()?.join("qemu");
         fs::create_dir_all(&directory)?;
-        let package = newest_kernel()?;
+        let package = packages::with_lists(newest_kernel)?;
         let version = package.trim_start_matches("linux-image-").to_owned();
         let image = Image {
             kernel: directory.join(format!("vmlinuz-{version}")),
-            initramfs: directory.join(format!("initramfs-{version}")),
+            initramfs: directory.join(format!("initramfs-{version}-{:016x}", recipe())),
         };
         if image.kernel.exists() && image.initramfs.exists() {
             return Ok(image);
         }
         let work = tempfile::tempdir_in(&directory)?;
-        run(Command::new("apt-get").args(["download", "-q", &package]).current_dir(work.path()))?;
+        packages::with_lists(|| {
+            run(Command::new("apt-get").args(["download", "-q", &package]).current_dir(work.path()))
+        })?;
         let fetched = fs::read_dir(work.path())?.flatten().map(|entry| entry.path());
         let deb = fetched.into_iter().find(|path| path.extension().is_some_and(|it| it == "deb"));
         let deb = deb.ok_or_else(|| anyhow!("apt-get download fetched no file for {package}"))?;
@@ -89,34 +95,35 @@ impl Image {
     }
 }
 
-fn installed(package: &str) -> bool {
-    let asked = Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}", package]).output();
-    asked.is_ok_and(|output| output.stdout == b"installed")
+/// A number that changes with what the initramfs is made of.
+fn recipe() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (INIT, MODULES, PROGRAMS).hash(&mut hasher);
+    hasher.finish()
 }
 
 fn install_emulator() -> Result<()> {
-    let missing: Vec<&str> =
-        ["qemu-system-x86", "busybox-static", "kmod"].into_iter().filter(|package| !installed(package)).collect();
+    let mut missing = vec!["qemu-system-x86", "busybox-static", "kmod", "iputils-ping", "wireguard-tools"];
+    missing.retain(|package| !packages::installed(package));
     if missing.is_empty() {
         return Ok(());
     }
-    let mut command = Command::new("apt-get");
-    command.args(["install", "-y", "-q", "--no-install-recommends", "--allow-downgrades"]);
-    command.args(["-o", "DPkg::Lock::Timeout=120"]).args(&missing);
     // A newer qemu-utils (from backports) would keep the emulator out.
-    if installed("qemu-utils") {
+    let older;
+    if missing.contains(&"qemu-system-x86") && packages::installed("qemu-utils") {
         let policy = run(Command::new("apt-cache").args(["policy", "qemu-system-x86"]))?;
         let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
-        command.arg(format!("qemu-utils={}", candidate.ok_or_else(|| anyhow!("no candidate for qemu-system-x86"))?));
+        older = format!("qemu-utils={}", candidate.ok_or_else(|| anyhow!("no candidate for qemu-system-x86"))?);
+        missing.extend(["--allow-downgrades", &older]);
     }
-    run(&mut command).map(drop)
+    packages::install(&missing)
 }
 
 /// The real package behind `linux-image-cloud-amd64`.
 fn newest_kernel() -> Result<String> {
     let text = run(Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]))?;
     let package = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
-    let package = package.ok_or_else(|| anyhow!("apt knows no linux-image-cloud-amd64; run apt-get update"))?;
+    let package = package.ok_or_else(|| anyhow!("apt knows no linux-image-cloud-amd64"))?;
     ensure!(package.starts_with("linux-image-"), "an unexpected dependency: {package}");
     Ok(package.to_owned())
 }
@@ -186,10 +193,11 @@ impl Guest {
         let hop = format!("route replace {GUEST_V4}/32 via {address} dev {host} onlink");
         ip_batch(lab.switch().namespace(), &[hop])?;
         let (kernel, initramfs) = (image.kernel.to_string_lossy(), image.initramfs.to_string_lossy());
+        // Without offload, as over a wire: a checksum left to the card would never be finished between virtual ones.
         let words = format!(
             "qemu-system-x86_64 -accel tcg,thread=multi -cpu qemu64 -m 512 -display none -no-reboot -monitor none \
              -kernel {kernel} -initrd {initramfs} -serial null -serial stdio \
-             -netdev tap,id=n,ifname=tap0,script=no,downscript=no -device virtio-net-pci,netdev=n,romfile="
+             -netdev tap,id=n,ifname=tap0,script=no,downscript=no -device virtio-net-pci,netdev=n,csum=off,romfile="
         );
         let mut argv: Vec<&str> = words.split_whitespace().collect();
         argv.extend(["-append", "console=ttyS0 panic=-1 quiet"]);

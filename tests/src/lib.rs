@@ -1,15 +1,24 @@
 //! Shared parts of the system tests.
 
 mod certified;
+mod cookies;
 mod foreign;
+mod handshakes;
+mod outer;
 mod overlay;
 mod shared;
+pub mod sim;
 mod snapshot;
 mod traffic;
+mod wireguard;
 
 pub use certified::{Certified, POOL, TestJoiner, fresh_identity};
-pub use foreign::{FOREIGN_V4, FOREIGN_V6, Foreign, WireguardDevice, can_use, make_key, raw_sender_v6};
+pub use cookies::{Cookies, Flood};
+pub use foreign::{FOREIGN_V4, FOREIGN_V6, Foreign, make_key};
+pub use handshakes::Initiations;
+pub use outer::{ECN_COMBINED, Outer, wireguard_kind};
 pub use overlay::Overlay;
-pub use shared::{SharedLab, can_make_namespaces, lab_name};
+pub use shared::{SharedLab, can_have, can_make_namespaces, can_use, lab_name};
 pub use snapshot::{Snapshot, resident_kib};
-pub use traffic::{Capture, Conversation, Echo, Found, raw_sender, udp_socket};
+pub use traffic::{Capture, Conversation, Echo, Found, raw_sender, raw_sender_v6, udp_socket};
+pub use wireguard::{Program, WireguardDevice};

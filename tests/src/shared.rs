@@ -1,7 +1,8 @@
 //! Labs shared by the tests of one file.
 
 use anyhow::Result;
-use overlay_netns_harness::{Binaries, Lab};
+use overlay_netns_harness::{Binaries, Lab, packages};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Whether this process may make namespaces. Without that right a test is skipped with a loud line, and fails where
@@ -17,6 +18,28 @@ pub fn can_make_namespaces(test: &str) -> bool {
     );
     eprintln!("SKIPPED {test}: network namespaces need root");
     false
+}
+
+/// Whether a test may run: root, and these programs (a shell command that succeeds where it is there, and the Debian
+/// package), which are installed where they are missing. What cannot be had skips the test with a loud line, and fails it
+/// where `CI=true` says that nothing may be skipped.
+pub fn can_use(test: &str, needed: &[(&str, &str)]) -> bool {
+    let there =
+        |probe: &str| Command::new("sh").args(["-c", probe]).output().is_ok_and(|output| output.status.success());
+    can_make_namespaces(test)
+        && needed.iter().all(|(probe, package)| {
+            can_have(test, if there(probe) { Ok(()) } else { packages::install(&[package]) }).is_some()
+        })
+}
+
+/// What a test needs, or nothing after a loud line; a failure where `CI=true` says that nothing may be skipped.
+pub fn can_have<T>(test: &str, needed: Result<T>) -> Option<T> {
+    needed
+        .map_err(|error| {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "{test}: {error:#}");
+            eprintln!("SKIPPED {test}: {error:#}");
+        })
+        .ok()
 }
 
 /// A name for a lab that no other process uses: `t`, the subject, the process number.

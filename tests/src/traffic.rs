@@ -5,12 +5,12 @@ use overlay_netns_harness::{load, netns};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::{Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A server that sends back what it gets, over TCP.
 #[derive(Debug)]
@@ -92,6 +92,9 @@ pub fn udp_socket(namespace: &str, address: SocketAddr) -> Result<UdpSocket> {
     netns::within(namespace, || UdpSocket::bind(address).with_context(|| format!("binding {address}")))
 }
 
+/// How long frames that arrive without a pause are still taken when a capture ends.
+const LAST_FRAMES: Duration = Duration::from_secs(5);
+
 /// Counts the frames on all devices of a namespace that contain some bytes.
 #[derive(Debug)]
 pub struct Capture {
@@ -139,10 +142,23 @@ impl Capture {
     }
 }
 
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
 fn watch(socket: &Socket, stop: &AtomicBool, wanted: impl Fn(&[u8]) -> bool) -> Found {
     let mut buffer = vec![MaybeUninit::<u8>::uninit(); 65536];
     let mut found = Found::default();
+    let mut stopped = None;
     loop {
+        if stop.load(Ordering::Relaxed) && stopped.get_or_insert_with(Instant::now).elapsed() > LAST_FRAMES {
+            return found;
+        }
         match socket.recv(&mut buffer) {
             Ok(length) => {
                 // SAFETY: the kernel has filled `length` bytes.
@@ -162,4 +178,13 @@ pub fn raw_sender(namespace: &str) -> Result<impl Fn(&[u8], SocketAddr) -> std::
         Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).context("opening a raw socket")
     })?;
     Ok(move |packet: &[u8], to: SocketAddr| socket.send_to(packet, &SockAddr::from(to)))
+}
+
+/// A raw socket that sends whole IPv6 packets from a namespace.
+pub fn raw_sender_v6(namespace: &str) -> Result<impl Fn(&[u8], IpAddr) -> std::io::Result<usize>> {
+    let socket = netns::within(namespace, || {
+        let raw = Protocol::from(libc::IPPROTO_RAW);
+        Socket::new(Domain::IPV6, Type::RAW, Some(raw)).context("opening a raw socket")
+    })?;
+    Ok(move |packet: &[u8], to: IpAddr| socket.send_to(packet, &SockAddr::from(SocketAddr::new(to, 0))))
 }

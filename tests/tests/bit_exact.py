@@ -1,4 +1,4 @@
-"""Builds with scapy the packets that the daemon must send and accept; one JSON list in, one JSON list of hex out."""
+"""Builds with scapy the packets that the daemon must send and accept: per line one JSON list in, one of hex out."""
 import json
 import sys
 
@@ -21,7 +21,7 @@ def outer(spec, carried):
     source, target = spec["outer"]
     six = ":" in spec["inner"][0]
     protocol = 47 if spec["kind"] == "gre" else 41 if six else 4
-    ecn = spec["tos"] & 3
+    ecn = spec["tos"] & 3 if spec["outer_tos"] is None else spec["outer_tos"]
     if ":" in source:
         header = IPv6(src=source, dst=target, hlim=64, tc=ecn, nh=protocol, fl=spec["id"])
     else:
@@ -38,9 +38,10 @@ def outer(spec, carried):
     return header / Raw(carried)
 
 
-answers = []
-for spec in json.load(sys.stdin):
-    # The host between container and underlay counts one hop.
-    first, carried = bytes(inner(spec, 0)), bytes(inner(spec, 1))
-    answers.append([first.hex(), bytes(outer(spec, carried)).hex()])
-print(json.dumps(answers))
+for line in sys.stdin:
+    answers = []
+    for spec in json.loads(line):
+        # The host between container and underlay counts one hop.
+        first, carried = bytes(inner(spec, 0)), bytes(inner(spec, 1))
+        answers.append([first.hex(), bytes(outer(spec, carried)).hex()])
+    print(json.dumps(answers), flush=True)

@@ -4,12 +4,13 @@
 
 use overlay_netns_harness::wait_for;
 use overlay_tests::{
-    Capture, FOREIGN_V4, FOREIGN_V6, Foreign, SharedLab, can_use, raw_sender, raw_sender_v6, udp_socket,
+    Capture, ECN_COMBINED, FOREIGN_V4, FOREIGN_V6, Foreign, Outer, SharedLab, can_use, raw_sender, raw_sender_v6,
+    udp_socket,
 };
 use serde_json::{Value, json};
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -87,6 +88,8 @@ struct Spec {
     id: u32,
     sequence: u32,
     payload: String,
+    /// The outer traffic class, where it is not the inner ECN field alone.
+    outer_tos: Option<u8>,
 }
 
 impl Spec {
@@ -95,30 +98,49 @@ impl Spec {
         json!({
             "kind": self.shape.kind, "key": self.shape.key, "checksum": self.shape.checksum,
             "sequence": self.shape.sequence.then_some(self.sequence), "outer": self.outer, "inner": self.inner,
-            "tos": self.tos, "id": self.id, "port": PORT, "payload": hex,
+            "tos": self.tos, "outer_tos": self.outer_tos, "id": self.id, "port": PORT, "payload": hex,
         })
-    }
-
-    /// The inner packet as its sender sends it, and the outer packet that carries it one hop later.
-    fn build(&self) -> (Vec<u8>, Vec<u8>) {
-        build(std::slice::from_ref(self)).remove(0)
     }
 }
 
-/// Asks scapy, once for all packets.
-fn build(specs: &[Spec]) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut command = Command::new(PYTHON);
-    let piped = command.args(["-c", SCAPY]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = piped.spawn().unwrap();
-    let asked = Value::Array(specs.iter().map(Spec::json).collect());
-    child.stdin.take().unwrap().write_all(asked.to_string().as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success());
-    let answers: Vec<(String, String)> = serde_json::from_slice(&output.stdout).unwrap();
-    let bytes = |hex: &String| -> Vec<u8> {
-        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
-    };
-    answers.iter().map(|(inner, outer)| (bytes(inner), bytes(outer))).collect()
+/// A running scapy.
+struct Scapy {
+    child: Child,
+    questions: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Scapy {
+    fn start() -> Scapy {
+        let mut command = Command::new(PYTHON);
+        let piped = command.args(["-c", SCAPY]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = piped.spawn().unwrap();
+        let (questions, answers) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        Scapy { child, questions, answers }
+    }
+
+    /// Per packet: the inner one as its sender sends it, and the outer one that carries it one hop later.
+    fn build(&mut self, specs: &[Spec]) -> Vec<(Vec<u8>, Vec<u8>)> {
+        writeln!(self.questions, "{}", Value::Array(specs.iter().map(Spec::json).collect())).unwrap();
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        let answers: Vec<(String, String)> = serde_json::from_str(&line).unwrap();
+        let bytes = |hex: &String| -> Vec<u8> {
+            (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+        };
+        answers.iter().map(|(inner, outer)| (bytes(inner), bytes(outer))).collect()
+    }
+
+    fn build_one(&mut self, spec: &Spec) -> (Vec<u8>, Vec<u8>) {
+        self.build(std::slice::from_ref(spec)).remove(0)
+    }
+}
+
+impl Drop for Scapy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 fn send_raw(namespace: &str, packet: &[u8], to: IpAddr) {
@@ -159,6 +181,7 @@ fn inner_pairs(foreign: &Foreign) -> [[IpAddr; 2]; 2] {
 fn emitted_packets_equal_those_of_scapy() {
     let Some(foreign) = foreign("emitted packets") else { return };
     let _logs = foreign.lab.logs_on_failure();
+    let mut scapy = Scapy::start();
     for shape in Shape::all() {
         reload(&foreign, &shape);
         for inner in inner_pairs(&foreign) {
@@ -166,7 +189,7 @@ fn emitted_packets_equal_those_of_scapy() {
             for tos in [0xb8u8, 0xb9, 0xba, 0xbb] {
                 let outer = [shape.our_outer(), shape.their_outer()];
                 let payload = format!("bits {tos:x} {inner:?}");
-                let mut spec = Spec { shape, outer, inner, tos, id: 0, sequence: 0, payload };
+                let mut spec = Spec { shape, outer, inner, tos, id: 0, sequence: 0, payload, outer_tos: None };
                 let seen = Arc::new(Mutex::new(Vec::new()));
                 let (kept, wanted) = (seen.clone(), spec.payload.clone().into_bytes());
                 // On the sending host itself: the switch behind it counts the TTL down.
@@ -180,7 +203,7 @@ fn emitted_packets_equal_those_of_scapy() {
                     hit
                 })
                 .unwrap();
-                send_raw(foreign.container.view.namespace(), &spec.build().0, inner[1]);
+                send_raw(foreign.container.view.namespace(), &scapy.build_one(&spec).0, inner[1]);
                 wait_for("the packet on the underlay", LIMIT, || (!seen.lock().unwrap().is_empty()).then_some(()))
                     .unwrap_or_else(|error| panic!("{error}: {shape:?}"));
                 capture.finish();
@@ -195,7 +218,7 @@ fn emitted_packets_equal_those_of_scapy() {
                 let at = if shape.outer_v6 { 40 } else { 20 } + 4 + if shape.checksum { 4 } else { 0 };
                 let at = at + if shape.key.is_some() { 4 } else { 0 };
                 spec.sequence = u32::from_be_bytes(packet[at..at + 4].try_into().unwrap());
-                assert_eq!(packet, &spec.build().1, "{shape:?} {inner:?} {tos:#x}");
+                assert_eq!(packet, &scapy.build_one(&spec).1, "{shape:?} {inner:?} {tos:#x}");
             }
         }
     }
@@ -221,6 +244,7 @@ fn received_until(socket: &UdpSocket, last: &str) -> Vec<String> {
 fn packets_of_scapy_are_accepted_and_what_differs_is_dropped() {
     let Some(foreign) = foreign("accepted packets") else { return };
     let _logs = foreign.lab.logs_on_failure();
+    let mut scapy = Scapy::start();
     let mut sequence = next();
     for shape in Shape::all() {
         reload(&foreign, &shape);
@@ -234,6 +258,7 @@ fn packets_of_scapy_are_accepted_and_what_differs_is_dropped() {
                 id: 0,
                 sequence: 0,
                 payload: String::new(),
+                outer_tos: None,
             };
             let mut specs = Vec::new();
             let mut add = |payload: &str, shape: Shape, count: u32| {
@@ -260,7 +285,7 @@ fn packets_of_scapy_are_accepted_and_what_differs_is_dropped() {
             }
             add("last", shape, 1);
             let outside = foreign.lab.view("h2").unwrap();
-            for (_, packet) in build(&specs) {
+            for (_, packet) in scapy.build(&specs) {
                 send_raw(outside.namespace(), &packet, shape.our_outer());
             }
             let mut expected = vec!["right", "last"];
@@ -273,9 +298,63 @@ fn packets_of_scapy_are_accepted_and_what_differs_is_dropped() {
 }
 
 #[test]
+fn outer_ecn_is_combined_with_the_inner_and_outer_dscp_forgotten() {
+    let Some(foreign) = foreign("ecn") else { return };
+    let _logs = foreign.lab.logs_on_failure();
+    let mut scapy = Scapy::start();
+    let outside = foreign.lab.view("h2").unwrap();
+    let shapes = Shape::all().into_iter().filter(|shape| shape.kind == "ipip" || shape.checksum && shape.sequence);
+    for shape in shapes {
+        reload(&foreign, &shape);
+        for [ours, theirs] in inner_pairs(&foreign) {
+            let socket = receiver(&foreign, ours);
+            let seen = Arc::new(Mutex::new(Vec::new()));
+            let kept = seen.clone();
+            let capture = Capture::start(foreign.container.view.namespace(), move |frame| {
+                let packet = Outer::parse(frame);
+                let content = packet.and_then(|packet| packet.udp()).filter(|udp| udp.1 == PORT).map(|udp| udp.2);
+                if let (Some(packet), Some(content)) = (packet, content) {
+                    kept.lock().unwrap().push((String::from_utf8_lossy(content).into_owned(), packet.tos));
+                }
+                content.is_some()
+            })
+            .unwrap();
+            let spec = |inner: u8, outer: u8, payload: String| Spec {
+                shape,
+                outer: [shape.their_outer(), shape.our_outer()],
+                inner: [theirs, ours],
+                tos: 0x28 | inner,
+                outer_tos: Some(0xb8 | outer),
+                id: 0,
+                sequence: next(),
+                payload,
+            };
+            let (mut specs, mut expected) = (Vec::new(), Vec::new());
+            for (inner, row) in ECN_COMBINED.iter().enumerate() {
+                for (outer, combined) in row.iter().enumerate() {
+                    // Of unlike lengths: equal ones of one flow may be joined on the way.
+                    let payload = format!("{inner} in {outer} {}", "+".repeat(4 * inner + outer));
+                    specs.push(spec(inner as u8, outer as u8, payload.clone()));
+                    expected.extend(combined.map(|ecn| (payload, 0x28 | ecn)));
+                }
+            }
+            specs.push(spec(0, 0, "last".to_owned()));
+            expected.push(("last".to_owned(), 0x28));
+            for (_, packet) in scapy.build(&specs) {
+                send_raw(outside.namespace(), &packet, shape.our_outer());
+            }
+            received_until(&socket, "last");
+            capture.finish();
+            assert_eq!(*seen.lock().unwrap(), expected, "{shape:?} {ours}");
+        }
+    }
+}
+
+#[test]
 fn unknown_outer_source_is_neither_delivered_nor_answered() {
     let Some(foreign) = foreign("unknown source") else { return };
     let _logs = foreign.lab.logs_on_failure();
+    let mut scapy = Scapy::start();
     let outside = foreign.lab.view("h2").unwrap();
     let v4_shapes = Shape::all().into_iter().filter(|shape| !shape.outer_v6);
     for shape in v4_shapes {
@@ -295,6 +374,7 @@ fn unknown_outer_source_is_neither_delivered_nor_answered() {
             id: 0,
             sequence,
             payload: payload.to_owned(),
+            outer_tos: None,
         };
         let stranger: IpAddr = "192.0.2.99".parse().unwrap();
         let specs = [
@@ -303,7 +383,7 @@ fn unknown_outer_source_is_neither_delivered_nor_answered() {
             spec(shape.their_outer(), "right", next()),
         ];
         let before = foreign.status().unwrap().drops.get("plain_unknown_source").copied().unwrap_or(0);
-        for (_, packet) in build(&specs) {
+        for (_, packet) in scapy.build(&specs) {
             send_raw(outside.namespace(), &packet, shape.our_outer());
         }
         assert_eq!(received_until(&socket, "right"), ["right"], "{shape:?}");

@@ -4,7 +4,7 @@
 
 use overlay_control::api::{ControlState, DataState, Health};
 use overlay_netns_harness::load::{self, Amount, Content, Server};
-use overlay_netns_harness::{Binaries, Family, HostSpec, ping, wait_for};
+use overlay_netns_harness::{Binaries, Family, HostSpec, Pings, ping, wait_for};
 use overlay_tests::{Capture, Overlay, can_make_namespaces, lab_name};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -97,4 +97,30 @@ fn ipip_carries_both_families_and_its_plaintext_is_seen() {
     everything_passes(&overlay, "ipip");
     // The control of the check for plaintext: without encryption the same capture finds it.
     assert!(canary_frames(&overlay) >= 40);
+}
+
+#[test]
+fn change_to_a_plain_encapsulation_while_packets_flow_loses_none() {
+    let Some(overlay) = overlay("live", "wireguard", Family::V4) else { return };
+    let change_both = |encapsulation: &str| {
+        for (host, other) in [("h1", "h2"), ("h2", "h1")] {
+            let setting = format!("encapsulation={encapsulation}");
+            overlay.lab.ctl_ok(host, &["peer", "set", other, &setting]).unwrap();
+        }
+        let shown = |host: &str| overlay.status(host).unwrap().peers[0].encapsulation.to_string();
+        wait_for("both ends to change", LIMIT, || {
+            ["h1", "h2"].iter().all(|host| shown(host) == encapsulation).then_some(())
+        })
+        .unwrap();
+    };
+    let (from, to) = (&overlay.container("h1c1").view, overlay.container("h2c1").v4.to_string());
+    for encapsulation in ["gre", "ipip"] {
+        let pinging = Pings::start(from, "-i 0.005 -W 2", &to).unwrap();
+        change_both(encapsulation);
+        // Some more over the new one.
+        assert!(ping(from, "-c 20 -i 0.01 -W 2", &to).unwrap().is_lossless());
+        let report = pinging.stop().unwrap();
+        assert!(report.sent > 20 && report.received + 1 >= report.sent, "to {encapsulation}: {}", report.text);
+        change_both("wireguard");
+    }
 }

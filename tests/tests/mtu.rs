@@ -3,20 +3,22 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use overlay_netns_harness::load::{self, Amount, Content, Server};
-use overlay_netns_harness::{Binaries, HostSpec, ping, wait_for};
-use overlay_tests::{Overlay, can_make_namespaces, lab_name};
+use overlay_netns_harness::{Binaries, Container, Family, HostSpec, ping, wait_for};
+use overlay_tests::{Capture, Overlay, can_make_namespaces, lab_name};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Bytes that each encapsulation adds to an inner packet over IPv4; GRE between members carries a key.
-fn overhead(encapsulation: &str) -> u32 {
-    match encapsulation {
-        "wireguard" => 20 + 8 + 32,
-        "gre" => 20 + 8,
-        _ => 20,
-    }
+/// Bytes that each encapsulation adds to an inner packet; GRE between members carries a key.
+fn overhead(encapsulation: &str, underlay: Family) -> u32 {
+    let outer = if underlay == Family::V4 { 20 } else { 40 };
+    outer
+        + match encapsulation {
+            "wireguard" => 8 + 32,
+            "gre" => 8,
+            _ => 0,
+        }
 }
 
 /// The link of h2 has the given MTU, that of h1 has 1500; both TUNs have 1420, so that the path alone decides.
@@ -33,7 +35,7 @@ fn matrix(encapsulation: &str, underlay: u32) {
     let overlay = overlay.unwrap();
     let _logs = overlay.lab.logs_on_failure();
     let (from, to) = (overlay.container("h1c1"), overlay.container("h2c1"));
-    let inner = (underlay - overhead(encapsulation)).min(1420);
+    let inner = (underlay - overhead(encapsulation, Family::V4)).min(1420);
 
     // The first packet that does not fit teaches the path: a router answers it, and the daemon passes that on.
     let _ = ping(&from.view, "-c 2 -i 0.05 -W 1 -s 1392 -M do", &to.v4.to_string()).unwrap();
@@ -42,11 +44,8 @@ fn matrix(encapsulation: &str, underlay: u32) {
         (u32::from(known).min(1420) == inner).then_some(())
     })
     .unwrap_or_else(|error| panic!("{error}: {:?}", overlay.peer("h1", "h2")));
-    for address in [IpAddr::V4(to.v4), IpAddr::V6(to.v6)] {
-        let server = Server::start(to.view.namespace(), SocketAddr::new(address, 0)).unwrap();
-        let bytes = Amount::Bytes(8 << 20);
-        load::send(from.view.namespace(), server.address(), bytes, Content::Verified).unwrap();
-    }
+    assert!(!says_fragmented(&overlay, "h1", "h2"), "IPv6 fits and is said to be fragmented");
+    stream(&overlay, from, to, 8 << 20);
 
     // Without DF a packet larger than the path is fragmented and answered every time.
     let report = ping(&from.view, "-c 100 -i 0.005 -W 2 -s 1472 -M dont", &to.v4.to_string()).unwrap();
@@ -107,4 +106,131 @@ fn smaller_tun_of_the_peer_limits_the_path() {
     assert!(report.text.contains("mtu = 1320") || report.text.contains("mtu=1320"), "{}", report.text);
     let report = ping(&from.view, "-c 20 -i 0.01 -W 1 -s 1472 -M dont", &to.v4.to_string()).unwrap();
     assert!(report.is_lossless(), "{}", report.text);
+}
+
+/// Sends bytes over both IP versions and compares what arrives.
+fn stream(overlay: &Overlay, from: &Container, to: &Container, bytes: u64) {
+    for address in [IpAddr::V4(to.v4), IpAddr::V6(to.v6)] {
+        let server = Server::start(to.view.namespace(), SocketAddr::new(address, 0)).unwrap();
+        load::send(from.view.namespace(), server.address(), Amount::Bytes(bytes), Content::Verified).unwrap_or_else(
+            |error| panic!("{error:#}; drops: {:?}", ["h1", "h2"].map(|host| overlay.status(host).map(|s| s.drops))),
+        );
+    }
+}
+
+/// Whether a host's status says that IPv6 packets to a peer are fragmented, with a reason and a way out.
+fn says_fragmented(overlay: &Overlay, host: &str, peer: &str) -> bool {
+    let problems = overlay.peer(host, peer).unwrap().problems;
+    let found = problems.iter().find(|problem| problem.code == "IPV6_FRAGMENTED");
+    found.is_some_and(|problem| !problem.why.is_empty() && !problem.next.is_empty())
+}
+
+/// Whether an Ethernet frame holds a fragment of an underlay packet: IPv4 with an offset or more to come, or IPv6 with a
+/// fragment header.
+fn is_outer_fragment(frame: &[u8]) -> bool {
+    match frame.get(12..14) {
+        Some([0x08, 0x00]) => frame.get(14 + 12..14 + 14) == Some(&[192, 0]) && frame[20] & 0x3f | frame[21] != 0,
+        Some([0x86, 0xdd]) => frame.get(14 + 8..14 + 10) == Some(&[0x20, 0x01]) && frame[20] == 44,
+        _ => false,
+    }
+}
+
+/// Both links have an MTU that leaves less than 1,280 bytes inside: IPv6 packets up to 1,280 bytes pass in fragments, and
+/// nothing else does.
+fn small(encapsulation: &str, underlay: u32, family: Family) {
+    let version = if family == Family::V4 { 4 } else { 6 };
+    let subject = format!("small{encapsulation}{underlay}v{version}");
+    if !can_make_namespaces(&subject) {
+        return;
+    }
+    let hosts = [HostSpec::named("h1").with_mtu(underlay), HostSpec::named("h2").with_mtu(underlay)];
+    let binaries = Binaries::for_tests().unwrap();
+    let name = lab_name(&format!("s{}{}{version}", &encapsulation[..1], underlay / 10));
+    let overlay = Overlay::start(&name, binaries, &hosts, 1, encapsulation, |cluster| cluster.underlay = family);
+    let overlay = overlay.unwrap();
+    let _logs = overlay.lab.logs_on_failure();
+    let inner = underlay - overhead(encapsulation, family);
+    assert!(inner < 1280, "the underlay is to be too small for IPv6");
+    let containers = [overlay.container("h1c1"), overlay.container("h2c1")];
+    let hosts = [overlay.lab.host("h1").unwrap(), overlay.lab.host("h2").unwrap()];
+
+    for ((from, to), (host, peer)) in
+        [(0, 1), (1, 0)].map(|(a, b)| ((containers[a], containers[b]), (hosts[a], hosts[b])))
+    {
+        wait_for(&format!("{} to carry packets as configured", host.name()), LIMIT, || {
+            let known = overlay.peer(host.name(), peer.name()).ok()?;
+            (known.encapsulation.to_string() == encapsulation && known.mtu.map(u32::from) == Some(inner)).then_some(())
+        })
+        .unwrap_or_else(|error| panic!("{error}: {:?}", overlay.peer(host.name(), peer.name())));
+        assert!(says_fragmented(&overlay, host.name(), peer.name()), "status does not say that IPv6 is fragmented");
+        let fragments = || Capture::start(peer.view().namespace(), is_outer_fragment).unwrap();
+
+        // The smallest MTU of IPv6, as one packet of the container, and as fragments that it makes itself.
+        let watched = fragments();
+        for words in ["-s 1232 -M do", "-s 1452 -M dont"] {
+            let words = format!("-c 100 -i 0.005 -W 2 {words}");
+            let report = ping(&from.view, &words, &to.v6.to_string()).unwrap();
+            assert_eq!((report.sent, report.received), (100, 100), "{}", report.text);
+        }
+        let found = watched.finish();
+        assert!(found.matches >= 400, "{found:?}: two fragments each, there and back");
+
+        // What fits, and what can be told that it does not, is never fragmented outside.
+        let watched = fragments();
+        let fits = ping(&from.view, &format!("-c 5 -i 0.02 -W 2 -s {} -M do", inner - 48), &to.v6.to_string()).unwrap();
+        assert!(fits.is_lossless(), "{}", fits.text);
+        let told = ping(&from.view, "-c 2 -i 0.05 -W 1 -s 1252 -M do", &to.v4.to_string()).unwrap();
+        let exactly = [format!("mtu = {inner}"), format!("mtu={inner}"), format!("mtu: {inner}")];
+        assert!(exactly.iter().any(|text| told.text.contains(text)), "wanted mtu {inner}: {}", told.text);
+        let exact =
+            ping(&from.view, &format!("-c 5 -i 0.02 -W 2 -s {} -M do", inner - 28), &to.v4.to_string()).unwrap();
+        assert!(exact.is_lossless(), "{}", exact.text);
+        stream(&overlay, from, to, 4 << 20);
+        let found = watched.finish();
+        assert!(found.frames > 100, "{found:?}: the capture saw no traffic");
+        assert_eq!(found.matches, 0, "{found:?}");
+    }
+    for host in ["h1", "h2"] {
+        assert_eq!(overlay.drops(host, "underlay_too_big"), 0, "{host} dropped packets in silence");
+    }
+}
+
+#[test]
+fn wireguard_over_1300_carries_1280_bytes_of_ipv6() {
+    small("wireguard", 1300, Family::V4);
+}
+
+#[test]
+fn wireguard_over_1280_carries_1280_bytes_of_ipv6() {
+    small("wireguard", 1280, Family::V4);
+}
+
+#[test]
+fn gre_over_1300_carries_1280_bytes_of_ipv6() {
+    small("gre", 1300, Family::V4);
+}
+
+#[test]
+fn gre_over_1280_carries_1280_bytes_of_ipv6() {
+    small("gre", 1280, Family::V4);
+}
+
+#[test]
+fn ipip_over_1280_carries_1280_bytes_of_ipv6() {
+    small("ipip", 1280, Family::V4);
+}
+
+#[test]
+fn ipv6_underlay_of_1300_carries_1280_bytes_of_ipv6_in_wireguard() {
+    small("wireguard", 1300, Family::V6);
+}
+
+#[test]
+fn ipv6_underlay_of_1280_carries_1280_bytes_of_ipv6_in_gre() {
+    small("gre", 1280, Family::V6);
+}
+
+#[test]
+fn ipv6_underlay_of_1280_carries_1280_bytes_of_ipv6_in_ipip() {
+    small("ipip", 1280, Family::V6);
 }

@@ -3,13 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use overlay_netns_harness::{Binaries, HostSpec, wait_for};
-use overlay_tests::{Overlay, can_make_namespaces, lab_name};
+use overlay_tests::{Overlay, can_use, lab_name};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(20);
 const KEY_FILE: &str = "/var/lib/overlay/wireguard.key";
 /// A public key of nobody: `wg genkey | wg pubkey`.
 const FOREIGN: &str = "Gq5MSkCplFGGp0mpgIWYWRVXvpQGjxnvhmkuA7OMRXo=";
@@ -19,12 +18,7 @@ const PRESHARED: &str = "BzApvIZGDsX0SD0WmJVjXA3rrQSEz9MQxsNfJ9lPq7k=";
 
 /// Two hosts; both keep their WireGuard key in a file.
 fn overlay(subject: &str) -> Option<Overlay> {
-    if !can_make_namespaces(subject) {
-        return None;
-    }
-    if !Path::new("/usr/bin/wg").exists() {
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "{subject} needs wireguard-tools");
-        eprintln!("SKIPPED {subject}: wireguard-tools are not installed");
+    if !can_use(subject, &[("command -v wg", "wireguard-tools")]) {
         return None;
     }
     let binaries = Binaries::for_tests().unwrap();
@@ -38,6 +32,8 @@ fn overlay(subject: &str) -> Option<Overlay> {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     cluster.write_config(&overlay.lab, host).unwrap();
     overlay.lab.start_daemon("h1").unwrap();
+    // The control socket takes connections sooner than the one of the tools.
+    overlay.lab.wait_ready(2 * LIMIT).unwrap();
     Some(overlay)
 }
 

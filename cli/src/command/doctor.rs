@@ -8,7 +8,7 @@ use overlay_control::codes::exit;
 use super::Context;
 use crate::output::{Failure, Outcome, Output, unexpected};
 
-/// Peers are asked to probe this host, which takes longer than other answers.
+/// A peer is asked while the command waits, which takes longer than other answers.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is to be done, from the flags.

@@ -165,7 +165,7 @@ pub enum Request {
     Doctor {
         /// Check, fix or undo.
         mode: DoctorMode,
-        /// Ask this peer to probe us.
+        /// Ask this peer right now.
         peer: Option<String>,
     },
     /// Membership, certificates and tokens. Answer: `Membership`, or `Done`.

@@ -22,7 +22,7 @@ use super::access::{Access, Caller, Right};
 const MAX_CONNECTIONS: usize = 64;
 /// How long a request may take to arrive once it has begun, to be worked on, and an answer to be taken.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
-/// How long `doctor` may work: it asks peers to probe this host.
+/// How long `doctor` may work: it asks a peer, for 10 s at most, and runs commands of the system.
 const DOCTOR_DEADLINE: Duration = Duration::from_secs(25);
 /// How long requests that are being answered may take to end once the server stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);

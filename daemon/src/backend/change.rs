@@ -1,6 +1,8 @@
 //! Changes made by the command line: the CLI layer is stored first, then put in force whole, and taken back when that is
 //! refused.
 
+use std::time::Duration;
+
 use overlay_config::{Config, ForeignPeer, Layer};
 use overlay_control::api::{ConfigText, EncapsulationSetting, Response};
 use overlay_control::{ApiError, Code};
@@ -9,6 +11,9 @@ use tokio::sync::oneshot;
 
 use super::{Api, done, ended, not_found};
 use crate::core::Change;
+
+/// How long a change waits for the kernel's rules; less than a request may take.
+const PLUMBING_WAIT: Duration = Duration::from_secs(3);
 
 fn config_error(problems: &overlay_config::Problems) -> ApiError {
     ApiError::new(Code::Config, "the configuration has problems", problems.to_string(), "correct the lines named")
@@ -164,9 +169,22 @@ impl Api {
                 Ok(changed)
             })
             .await?;
-        let warnings =
+        let mut notes: Vec<String> =
             self.core.shared.snapshot.load().tables.policy.warnings().iter().map(ToString::to_string).collect();
-        Ok(done(changed, warnings))
+        notes.extend(self.plumbing_follows().await);
+        Ok(done(changed, notes))
+    }
+
+    /// Waits until the kernel has the policy between containers and this host too; what stands in the way, if anything.
+    async fn plumbing_follows(&self) -> Option<String> {
+        match tokio::time::timeout(PLUMBING_WAIT, self.core.plumbing.settled()).await {
+            Ok(Ok(())) => {
+                let problems = self.core.plumbing.problems();
+                problems.into_iter().find(|problem| problem.code == "PLUMBING").map(|problem| problem.what)
+            }
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("the kernel is still loading the rules between containers and this host".to_owned()),
+        }
     }
 
     /// The configuration as file, membership and command line make it now.
@@ -192,6 +210,8 @@ impl Api {
     pub(super) async fn config_reload(&self) -> Result<Response, ApiError> {
         let (done, outcome) = oneshot::channel();
         self.core.changes.send(Change::Reload(done)).await.map_err(|_| ended("director"))?;
-        outcome.await.map_err(|_| ended("director"))?.map(Response::Changes)
+        let changes = outcome.await.map_err(|_| ended("director"))??;
+        self.plumbing_follows().await;
+        Ok(Response::Changes(changes))
     }
 }

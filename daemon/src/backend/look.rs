@@ -3,13 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use overlay_control::ApiError;
 use overlay_control::api::{ControlState, DataState, DoctorMode, Flow, FlowSelector as Asked, PeerStatus, Response};
+use overlay_control::{ApiError, Code};
 use overlay_dataplane::{FlowSelector, FlowSnapshot};
 use overlay_wire::Encapsulation;
 use overlay_wire::packet::protocol;
 
-use super::{Api, not_found};
+use super::{Api, ask, not_found};
 use crate::doctor::{self, Reach};
 use crate::start::plumbing_config;
 
@@ -17,10 +17,9 @@ use crate::start::plumbing_config;
 const MOST: usize = 2000;
 
 impl Api {
-    fn reach(&self, only: Option<&str>) -> Vec<Reach> {
+    fn reach_of_all(&self) -> Vec<Reach> {
         let port = self.core.config.load().overlay.listen_port;
-        let peers = self.peers().into_iter().filter(|peer| only.is_none_or(|name| name == peer.name));
-        peers.flat_map(|peer| reached(&peer, port)).collect()
+        self.peers().iter().flat_map(|peer| reached(peer, port)).collect()
     }
 
     fn selector(&self, asked: &Asked) -> Result<FlowSelector, ApiError> {
@@ -60,14 +59,16 @@ impl Api {
     }
 
     pub(super) async fn doctor(&self, mode: DoctorMode, peer: Option<String>) -> Result<Response, ApiError> {
-        if let Some(name) = &peer
-            && !self.peers().iter().any(|known| &known.name == name)
-        {
-            return Err(not_found("peer", name, "overlayctl peer list"));
-        }
-        let config = self.core.config.load();
+        let named = match &peer {
+            Some(name) => {
+                let found = self.peers().into_iter().find(|known| &known.name == name);
+                Some(found.ok_or_else(|| not_found("peer", name, "overlayctl peer list"))?)
+            }
+            None => None,
+        };
+        let config = self.core.config.load_full();
         let plain = |kind: Encapsulation| !kind.is_encrypted();
-        let inputs = doctor::Inputs {
+        let mut inputs = doctor::Inputs {
             endpoints: {
                 let view = self.core.view.load();
                 let certified = view.members.iter().filter_map(|member| member.endpoint);
@@ -86,12 +87,35 @@ impl Api {
                 || config.members.iter().any(|member| member.encapsulation.is_some_and(plain))
                 || config.peers.iter().any(|peer| plain(peer.kind.encapsulation())),
             overhead: doctor::OVERHEAD_BYTES,
-            reach: self.reach(peer.as_deref()),
+            reach: self.reach_of_all(),
             twin: self.core.twin.lock().clone(),
             ..doctor::Inputs::default()
         };
+        if mode != DoctorMode::Undo {
+            self.ask(named.as_ref(), &mut inputs).await?;
+        }
         let plumbing = plumbing_config(&config, self.core.mtu);
         Ok(Response::Findings(doctor::run(mode, &plumbing, inputs).await))
+    }
+
+    /// Asks the peer named, or members for their clocks.
+    async fn ask(&self, named: Option<&PeerStatus>, inputs: &mut doctor::Inputs) -> Result<(), ApiError> {
+        match named {
+            Some(peer) => {
+                let answers = tokio::time::timeout(ask::LIMIT, self.ask_peer(peer)).await.map_err(|_| {
+                    ApiError::new(
+                        Code::Timeout,
+                        format!("{} could not be asked within {} s", peer.name, ask::LIMIT.as_secs()),
+                        "this host is too busy to keep its own time limits",
+                        "try again when it is less busy; `overlayctl doctor` without --peer asks for clocks only",
+                    )
+                })?;
+                inputs.clock_offsets = answers.clock.map(|ahead| (peer.name.clone(), ahead)).into_iter().collect();
+                inputs.asked = Some(answers.asked);
+            }
+            None => inputs.clock_offsets = self.ask_clocks().await,
+        }
+        Ok(())
     }
 }
 

@@ -1,11 +1,14 @@
 //! What requests on the control socket mean.
 
+mod ask;
 mod change;
 mod endpoints;
 mod look;
 mod membership;
+mod metrics;
 mod pings;
 mod policy;
+mod problems;
 mod routes;
 mod status;
 

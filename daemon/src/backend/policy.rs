@@ -7,6 +7,7 @@ use overlay_wire::Prefix;
 use overlay_wire::policy::PolicySet;
 
 use super::{Api, done};
+use crate::underlay::route::route_to;
 
 impl Api {
     pub(super) fn policy_show(&self) -> Response {
@@ -48,7 +49,10 @@ impl Api {
             src_port: test.source_port.unwrap_or(0),
             dst_port: test.port.unwrap_or(0),
         };
-        let steps = explain(&snapshot.tables, &tuple);
+        let mark = self.core.config.load().plumbing.mark_socket;
+        // The kernel uses an address as the source towards itself exactly when it is one of the host's own.
+        let is_own = |address| route_to((address, 9).into(), mark).is_ok_and(|route| route.source == address);
+        let steps = explain(&snapshot.tables, &tuple, is_own);
         let last = steps.last();
         let verdict = match last.map(|step| step.outcome) {
             Some(Outcome::Pass) => Verdict::Allow,

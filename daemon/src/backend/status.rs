@@ -5,22 +5,25 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use overlay_config::PublicKey;
+use overlay_control::Code;
 use overlay_control::api::{
     ControlState, DataState, FlowUse, Health, HostInfo, PeerKind as ShownKind, PeerStatus, Problem, Response, Status,
     VersionInfo,
 };
 use overlay_control::frame::PROTOCOL_VERSION;
 use overlay_dataplane::Counters;
-use overlay_routing::gossip::{MemberState, MemberView};
+use overlay_routing::gossip::MemberState;
 use overlay_routing::ownership::Owner;
-use overlay_wire::{Encapsulation, Mtu, Prefix};
+use overlay_wire::{Mtu, Prefix};
 
-use super::Api;
+use super::{Api, problems};
+use crate::core::{Core, unix_ms};
 use crate::device::Offload;
 use crate::peers::{Peer, PeerKind};
 use crate::probe;
-use crate::shared::WorkerCommand;
+use crate::shared::{WorkerCommand, WorkerReport};
 use crate::snapshot::PathPeer;
+use crate::state::EARLIEST_UNIX;
 
 /// A foreign peer that sent nothing for this long is no longer known to be up: two keepalives of the longest usual kind
 /// and a rekey.
@@ -107,7 +110,7 @@ impl Api {
     }
 
     /// What start-up still waits for; nothing once it was complete.
-    fn missing(&self) -> Vec<String> {
+    pub(super) fn missing(&self) -> Vec<String> {
         let missing = self.missing_now();
         if self.core.was_ready.load(Relaxed) {
             return Vec::new();
@@ -136,21 +139,9 @@ impl Api {
     pub(super) async fn status(&self) -> Status {
         let core = &self.core;
         let config = core.config.load();
-        let counters = self.counters().await.unwrap_or_default();
+        let counters = self.report().await.unwrap_or_default().engine;
         let peers = self.peers();
-        let mut problems: Vec<Problem> = core
-            .plumbing
-            .problems()
-            .into_iter()
-            .map(|problem| Problem {
-                code: problem.code.to_ascii_uppercase(),
-                what: problem.what,
-                why: problem.why,
-                next: problem.next,
-            })
-            .collect();
-        problems.extend(self.host_problems());
-        problems.extend(self.state_problems());
+        let problems = self.all_problems();
         let down = peers.iter().filter(|peer| peer.data == DataState::Down).count();
         let health = if !peers.is_empty() && down == peers.len() {
             Health::Unhealthy
@@ -188,7 +179,19 @@ impl Api {
         }
     }
 
-    pub(super) async fn counters(&self) -> Option<Counters> {
+    /// Everything that is wrong with this host.
+    pub(super) fn all_problems(&self) -> Vec<Problem> {
+        let plumbing = self.core.plumbing.problems().into_iter().map(|problem| Problem {
+            code: problem.code.to_ascii_uppercase(),
+            what: problem.what,
+            why: problem.why,
+            next: problem.next,
+        });
+        plumbing.chain(self.host_problems()).chain(self.state_problems()).collect()
+    }
+
+    /// What the worker did; `None` when it does not answer.
+    pub(super) async fn report(&self) -> Option<WorkerReport> {
         let (answer, answered) = tokio::sync::oneshot::channel();
         if !self.core.worker.send(WorkerCommand::Counters(answer)) {
             return None;
@@ -205,7 +208,19 @@ impl Api {
     fn host_problems(&self) -> Vec<Problem> {
         let core = &self.core;
         let config = core.config.load();
-        let mut problems: Vec<Problem> = core.uapi_problem.get().cloned().into_iter().collect();
+        let mut problems: Vec<Problem> =
+            core.uapi_problem.get().into_iter().chain(core.metrics_problem.get()).cloned().collect();
+        if let Some(why) = core.flow_saves.problem.lock().clone() {
+            problems.push(Problem {
+                code: "FLOWS_NOT_SAVED".to_owned(),
+                what: "tracked flows cannot be saved for a restart".to_owned(),
+                why,
+                next: format!(
+                    "make room, or make {} writable for the daemon's user; until then a restart forgets what passes by state",
+                    config.paths.state_dir.display()
+                ),
+            });
+        }
         if config.overlay.offload && core.offload == Offload::None {
             problems.push(Problem {
                 code: "NO_OFFLOAD".to_owned(),
@@ -214,12 +229,20 @@ impl Api {
                 next: "use a kernel from Linux 4.x on with TUN offloads, or set overlay.offload = false".to_owned(),
             });
         }
+        if unix_ms() < EARLIEST_UNIX * 1000 {
+            problems.push(Problem {
+                code: Code::Clock.name().to_owned(),
+                what: "the clock of this host is years behind".to_owned(),
+                why: "logs are wrong, and were its state lost, the next start would be refused".to_owned(),
+                next: "set the clock: timedatectl set-ntp true".to_owned(),
+            });
+        }
         if core.mtu < Mtu::IPV6_MIN && config.node.prefixes.iter().any(|prefix| !prefix.is_ipv4()) {
             problems.push(Problem {
                 code: "MTU_IPV6".to_owned(),
                 what: format!("the overlay's MTU of {} is too small for IPv6", core.mtu),
-                why: "IPv6 needs 1280 bytes everywhere (RFC 8200, section 5); larger packets are dropped".to_owned(),
-                next: "raise the underlay's MTU to 1360 or more, or use IPv4 prefixes only".to_owned(),
+                why: "the kernel turns IPv6 off on a device of less than 1280 bytes (RFC 8200, section 5)".to_owned(),
+                next: "set overlay.mtu to 1280 or more, or leave it out; or use IPv4 prefixes only".to_owned(),
             });
         }
         for refused in core.view.load().rib.refused() {
@@ -269,7 +292,9 @@ impl Api {
                 .find(|own| own.name == member.name)
                 .and_then(|own| own.encapsulation)
                 .unwrap_or(config.overlay.encapsulation);
-            status.problems = member_problems(member, &status, asked, config.overlay.listen_port);
+            status.problems = problems::of_member(member, &status, asked, config.overlay.listen_port);
+            let theirs = member.host_record.as_ref().map(|record| record.mtu);
+            status.problems.extend(problems::of_sizes(core, path, &status, theirs));
             shown.push(status);
         }
         shown.sort_by(|a, b| a.name.cmp(&b.name));
@@ -290,11 +315,8 @@ impl Api {
                 status.public_key = Some(PublicKey(*key));
             }
             status.subnets = subnets(Owner::Foreign(place as u32));
-            let age = core.age_of(peer.counters.last_rx_ms.load(std::sync::atomic::Ordering::Relaxed), now);
-            status.data = match age {
-                Some(age) if age < FOREIGN_IDLE => DataState::Up,
-                _ => DataState::Idle,
-            };
+            status.data = foreign_state(core, &peer, now);
+            status.problems = problems::of_sizes(core, path, &status, None).into_iter().collect();
             foreign.push(status);
         }
         foreign.sort_by(|a, b| a.name.cmp(&b.name));
@@ -335,11 +357,7 @@ impl Api {
 
     fn add_probes(&self, status: &mut PeerStatus, peer: &Peer, now: Instant) {
         let probes = peer.probes.lock();
-        status.data = match probes.state() {
-            probe::DataState::Up => DataState::Up,
-            probe::DataState::Down => DataState::Down,
-            probe::DataState::Unknown => DataState::Idle,
-        };
+        status.data = data_state(probes.state());
         status.rtt_us = probes.round_trip().map(|rtt| rtt.as_micros() as u64);
         if probes.state() != probe::DataState::Unknown {
             status.loss_percent = Some((probes.loss(now) * 1000.0).round() / 10.0);
@@ -347,65 +365,28 @@ impl Api {
     }
 }
 
-fn control_state(state: MemberState) -> ControlState {
+/// What probes of a member say.
+pub(super) fn data_state(state: probe::DataState) -> DataState {
+    match state {
+        probe::DataState::Up => DataState::Up,
+        probe::DataState::Down => DataState::Down,
+        probe::DataState::Unknown => DataState::Idle,
+    }
+}
+
+/// What the last packet of a foreign peer says.
+pub(super) fn foreign_state(core: &Core, peer: &Peer, now: Instant) -> DataState {
+    match core.age_of(peer.counters.last_rx_ms.load(Relaxed), now) {
+        Some(age) if age < FOREIGN_IDLE => DataState::Up,
+        _ => DataState::Idle,
+    }
+}
+
+pub(super) fn control_state(state: MemberState) -> ControlState {
     match state {
         MemberState::New => ControlState::Unknown,
         MemberState::Up => ControlState::Up,
         MemberState::Suspect | MemberState::Degraded => ControlState::Suspect,
         MemberState::Down => ControlState::Down,
     }
-}
-
-fn member_problems(member: &MemberView, status: &PeerStatus, asked: Encapsulation, port: u16) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let endpoint = member.endpoint.map_or_else(|| "its address".to_owned(), |endpoint| endpoint.to_string());
-    match status.control {
-        ControlState::Unknown => problems.push(Problem {
-            code: "MEMBER_UNHEARD".to_owned(),
-            what: format!("{} was never heard of", member.name),
-            why: format!("nothing authentic came from {endpoint}: overlayd is not running there, UDP {port} is closed on the way, or one of the two does not list the other's identity"),
-            next: format!("on {}: `overlayctl status`, and compare identities with `overlayctl key public`", member.name),
-        }),
-        ControlState::Down => problems.push(Problem {
-            code: "MEMBER_DOWN".to_owned(),
-            what: format!("{} does not answer", member.name),
-            why: member.down_reason.map_or("no answer to probes", |reason| reason.name()).to_owned(),
-            next: format!("check the host and the path to {endpoint}: `overlayctl doctor --peer {}`", member.name),
-        }),
-        _ => {}
-    }
-    if status.control == ControlState::Up && status.data == DataState::Down {
-        problems.push(Problem {
-            code: "DATA_DOWN".to_owned(),
-            what: format!("gossip reaches {} and packets do not come back", member.name),
-            why: match status.encapsulation {
-                Encapsulation::Wireguard => "the handshake fails, or the other host does not forward".to_owned(),
-                kind => format!("{kind} packets are dropped on the way, as firewalls often do with protocols 4 and 47"),
-            },
-            next: format!("run `overlayctl doctor --peer {}` on both hosts", member.name),
-        });
-    }
-    if asked != Encapsulation::Wireguard
-        && status.encapsulation == Encapsulation::Wireguard
-        && status.control == ControlState::Up
-    {
-        problems.push(Problem {
-            code: "PLAIN_REFUSED".to_owned(),
-            what: format!("{asked} is asked for with {} and WireGuard is used", member.name),
-            why: "the stronger of what both ends allow is used, and a plain kind needs both underlay addresses inside trusted_underlay on both hosts".to_owned(),
-            next: format!("set encapsulation = \"{asked}\" and trusted_underlay on {} too", member.name),
-        });
-    }
-    if !status.encapsulation.is_encrypted() {
-        problems.push(Problem {
-            code: "UNAUTHENTICATED_UNDERLAY".to_owned(),
-            what: format!("packets to {} are neither encrypted nor authenticated", member.name),
-            why: format!("{} is in use, as the configuration asks", status.encapsulation),
-            next: format!(
-                "`overlayctl peer set {} encapsulation=wireguard` where the underlay is not yours alone",
-                member.name
-            ),
-        });
-    }
-    problems
 }

@@ -2,14 +2,13 @@
 
 use overlay_control::api::FindingStatus;
 
+use super::asked;
 use super::facts::Facts;
 use super::remedy::Action;
 use crate::plumbing::desired::{Family, uses};
 use crate::plumbing::interfaces::tunnels_in_the_way;
 use crate::plumbing::{PlumbingConfig, firewall};
-
-/// 2024-01-01: no release of this program is older, so a clock before it is wrong.
-const EARLIEST_UNIX: u64 = 1_704_067_200;
+use crate::state::EARLIEST_UNIX;
 
 /// Clocks further apart than this make certificates and logs hard to judge, in seconds.
 const CLOCK_TOLERANCE: i64 = 60;
@@ -44,11 +43,11 @@ pub struct Check {
 }
 
 impl Check {
-    fn ok(name: &'static str, why: impl Into<String>) -> Self {
+    pub(super) fn ok(name: &'static str, why: impl Into<String>) -> Self {
         Self { name, outcome: Outcome::Ok, why: why.into(), actions: Vec::new(), advice: None }
     }
 
-    fn skipped(name: &'static str, why: impl Into<String>) -> Self {
+    pub(super) fn skipped(name: &'static str, why: impl Into<String>) -> Self {
         Self { outcome: Outcome::Skipped, ..Self::ok(name, why) }
     }
 
@@ -56,7 +55,7 @@ impl Check {
         Self { outcome: Outcome::Bad, actions, ..Self::ok(name, why) }
     }
 
-    fn advised(name: &'static str, why: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(super) fn advised(name: &'static str, why: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { outcome: Outcome::Bad, advice: Some(advice.into()), ..Self::ok(name, why) }
     }
 
@@ -76,7 +75,11 @@ impl Check {
 pub fn all(config: &PlumbingConfig, facts: &Facts) -> Vec<Check> {
     let mut checks = vec![forwarding_v4(config, facts), forwarding_v6(config, facts), rp_filter(config, facts)];
     checks.extend(forward_chains(config, facts));
-    checks.extend([reach(facts), kernel_tunnel(facts), clock(facts), mtu(config, facts), machine(facts)]);
+    match &facts.inputs.asked {
+        Some(peer) => checks.extend(asked::checks(peer)),
+        None => checks.push(reach(facts)),
+    }
+    checks.extend([kernel_tunnel(facts), clock(facts), mtu(config, facts), machine(facts)]);
     checks
 }
 
@@ -186,22 +189,34 @@ fn clock(facts: &Facts) -> Check {
     if facts.now_unix < EARLIEST_UNIX {
         return Check::advised(name, "the clock is years behind; logs and validity times are wrong", advice);
     }
-    let far: Vec<String> = facts
-        .inputs
-        .clock_offsets
+    let offsets = &facts.inputs.clock_offsets;
+    let far: Vec<String> = offsets
         .iter()
         .filter(|(_, offset)| offset.abs() > CLOCK_TOLERANCE)
-        .map(|(peer, offset)| format!("{peer} {offset:+} s"))
+        .map(|(peer, offset)| format!("{peer} is {} s {}", offset.abs(), if *offset > 0 { "ahead" } else { "behind" }))
         .collect();
-    match (facts.inputs.clock_offsets.len(), far.len()) {
-        // A single other clock may be the wrong one; half of them may not.
-        (peers, wrong) if wrong > 0 && wrong * 2 >= peers => {
-            Check::advised(name, format!("this clock differs from peers: {}", far.join(", ")), advice)
-        }
+    match (offsets.len(), far.len()) {
+        // One other clock of many may be the wrong one; half of them may not.
+        (peers, wrong) if wrong > 0 && wrong * 2 >= peers => Check::advised(
+            name,
+            format!(
+                "this clock is not that of peers: {}; logs do not fit together, validity times are judged wrongly",
+                far.join(", ")
+            ),
+            if peers == 1 { format!("{advice}, on both hosts") } else { advice.to_owned() },
+        ),
         _ if facts.clock_synchronised == Some(false) => {
             Check::advised(name, "the system says that its clock is not synchronised", advice)
         }
-        _ => Check::ok(name, "the clock agrees with what is known"),
+        (0, _) => match facts.inputs.asked.as_ref().and_then(|asked| asked.no_clock.clone()) {
+            Some(why) => Check::skipped(name, why),
+            None => Check::ok(name, "nothing speaks against the clock; no peer told its own"),
+        },
+        (peers, wrong) => {
+            let others = if wrong == 0 { String::new() } else { format!("; {}", far.join(", ")) };
+            let agree = peers - wrong;
+            Check::ok(name, format!("within a minute of the clocks of {agree} of {peers} peers asked{others}"))
+        }
     }
 }
 
@@ -213,10 +228,21 @@ fn mtu(config: &PlumbingConfig, facts: &Facts) -> Check {
         return Check::skipped(name, "no peer's address is known, so the way to peers is not");
     };
     let room = narrow.mtu.saturating_sub(facts.inputs.overhead);
+    if uses(config, Family::V6) && config.mtu < IPV6_MIN_MTU {
+        let why = format!("the overlay MTU {} is below {IPV6_MIN_MTU}: the kernel has IPv6 off on it", config.mtu);
+        let advice = format!("set mtu = {IPV6_MIN_MTU} or more under [overlay] and restart, or leave it out");
+        return Check::advised(name, why, advice);
+    }
     if uses(config, Family::V6) && room < IPV6_MIN_MTU {
-        let why =
-            format!("{} has MTU {}: {room} bytes remain inside, IPv6 needs {IPV6_MIN_MTU}", narrow.name, narrow.mtu);
-        return Check::advised(name, why, format!("ip link set {} mtu 1500, if the network carries it", narrow.name));
+        let why = format!(
+            "{} has MTU {}: {room} bytes remain inside, so IPv6 packets of {} to {IPV6_MIN_MTU} bytes go in two fragments",
+            narrow.name,
+            narrow.mtu,
+            room + 1
+        );
+        let enough = IPV6_MIN_MTU + facts.inputs.overhead;
+        let advice = format!("ip link set {} mtu {enough}, or more, if the network carries it", narrow.name);
+        return Check::advised(name, why, advice);
     }
     if config.mtu > room {
         let why = format!(

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::asked::Asked;
 use crate::plumbing::interfaces::{Interface, interfaces};
 use crate::plumbing::{PlumbingConfig, firewall, sysctl::Sysctl};
 
@@ -25,6 +26,8 @@ pub struct Inputs {
     pub reach: Vec<Reach>,
     /// How far peers' clocks are ahead of ours, in seconds, by name.
     pub clock_offsets: Vec<(String, i64)>,
+    /// What the peer answered that `--peer` names.
+    pub asked: Option<Asked>,
     /// Where another host speaks with this host's identity, if one was seen.
     pub twin: Option<String>,
 }
@@ -102,10 +105,28 @@ pub async fn gather(config: &PlumbingConfig, inputs: Inputs) -> Facts {
 }
 
 fn outgoing_interface(addr: IpAddr, mark: u32) -> Option<String> {
-    let text = said("ip", &["-o", "route", "get", &addr.to_string(), "mark", &mark.to_string()])?;
+    let text = route_get(addr, mark)?;
     let mut words = text.split_whitespace();
     words.find(|word| *word == "dev")?;
     words.next().map(str::to_owned)
+}
+
+fn route_get(addr: IpAddr, mark: u32) -> Option<String> {
+    said("ip", &["-o", "route", "get", &addr.to_string(), "mark", &mark.to_string()])
+}
+
+/// The route to an address in the words of `ip route`, for a command that gives it another MTU.
+#[must_use]
+pub fn route_words(addr: IpAddr, mark: u32) -> Option<String> {
+    let text = route_get(addr, mark)?;
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let behind = |key: &str| words.windows(2).find(|pair| pair[0] == key).map(|pair| pair[1]);
+    let device = behind("dev")?;
+    // A gateway need not lie in a prefix of the device, as with a default route set `onlink`.
+    Some(match behind("via") {
+        Some(gateway) => format!("{addr} via {gateway} dev {device} onlink"),
+        None => format!("{addr} dev {device}"),
+    })
 }
 
 fn clock_synchronised() -> Option<bool> {

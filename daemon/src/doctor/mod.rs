@@ -1,8 +1,9 @@
 //! `doctor`: what is wrong around the daemon, why it matters, the exact fix and its undo.
 //!
-//! Three parts: [`facts`] looks (and changes nothing), [`checks`] are pure functions from facts to findings, [`remedy`]
+//! Three parts: [`facts`] looks (and changes nothing), [`checks`] and [`asked`] are pure functions from facts to findings, [`remedy`]
 //! applies fixes and journals how to take them back before it does so.
 
+pub mod asked;
 pub mod checks;
 pub mod facts;
 pub mod remedy;
@@ -13,8 +14,9 @@ use std::path::Path;
 
 use overlay_control::api::{DoctorMode, Finding, FindingStatus};
 
+pub use asked::{Asked, Carrier, Data, Sizes, Udp};
 pub use checks::{Check, Outcome};
-pub use facts::{Facts, Inputs, Reach, gather};
+pub use facts::{Facts, Inputs, Reach, gather, route_words};
 pub use remedy::{Action, Remedies};
 
 use crate::plumbing::PlumbingConfig;

@@ -38,6 +38,34 @@ fn healthy() -> Facts {
     }
 }
 
+const LOST: Data = Data { carrier: Carrier::Wireguard, sent: 3, answered: 0, heard: false };
+
+fn sizes(largest: u16) -> Sizes {
+    Sizes { told: 1420, largest, overhead: 60, route: Some("192.0.2.2 via 192.0.2.254 dev eth0 onlink".into()) }
+}
+
+/// A peer that answered everything, but for what is changed.
+fn ask(facts: &mut Facts, change: impl FnOnce(&mut Asked)) {
+    let mut asked = Asked {
+        peer: "h2".into(),
+        endpoint: Some("192.0.2.2:51821".parse().unwrap()),
+        udp: Some(Udp::Answered { round_trip: std::time::Duration::from_micros(400) }),
+        data: vec![Data { answered: 3, ..LOST }],
+        plain_unused: None,
+        sizes: Some(sizes(1420)),
+        no_clock: None,
+    };
+    change(&mut asked);
+    facts.inputs.asked = Some(asked);
+}
+
+fn found(name: &str, change: impl FnOnce(&mut Asked)) -> Check {
+    let mut facts = healthy();
+    ask(&mut facts, change);
+    let checks = all(&config(Path::new("/nowhere")), &facts);
+    checks.into_iter().find(|check| check.name == name).unwrap()
+}
+
 fn bad(change: impl FnOnce(&mut Facts)) -> Vec<Check> {
     let mut facts = healthy();
     change(&mut facts);
@@ -74,6 +102,18 @@ fn each_fault_is_found_by_its_own_check_with_a_way_out() {
         ("clock", |f| f.inputs.clock_offsets = vec![("h2".into(), 4000), ("h3".into(), 4001)]),
         ("mtu", |f| f.interfaces[0].mtu = 1400),
         ("mtu", |f| f.interfaces[0].mtu = 1300),
+        ("peer-udp", |f| ask(f, |asked| asked.udp = Some(Udp::Refused))),
+        ("peer-udp", |f| ask(f, |asked| asked.udp = Some(Udp::Silent { heard: true }))),
+        ("peer-udp", |f| ask(f, |asked| asked.udp = Some(Udp::Silent { heard: false }))),
+        ("peer-udp", |f| ask(f, |asked| asked.endpoint = None)),
+        ("peer-data", |f| ask(f, |asked| asked.data[0].answered = 0)),
+        ("peer-data", |f| ask(f, |asked| asked.data[0] = Data { carrier: Carrier::Gre, heard: true, ..LOST })),
+        ("peer-data", |f| ask(f, |asked| asked.data[0] = Data { carrier: Carrier::Ipv6, ..LOST })),
+        ("peer-mtu", |f| ask(f, |asked| asked.sizes = Some(sizes(1340)))),
+        ("clock", |f| {
+            ask(f, |_| {});
+            f.inputs.clock_offsets = vec![("h2".into(), 61)];
+        }),
         ("machine-id", |f| f.inputs.twin = Some("192.0.2.7:51821".into())),
         ("machine-id", |f| f.machine.id.clear()),
         ("machine-id", |f| f.machine.id = "m2".into()),
@@ -85,6 +125,67 @@ fn each_fault_is_found_by_its_own_check_with_a_way_out() {
         assert_eq!(found[0].name, name);
         assert!(!found[0].actions.is_empty() || found[0].advice.is_some(), "{name} has no way out");
     }
+}
+
+#[test]
+fn peer_that_answers_everything_has_only_good_findings() {
+    let mut facts = healthy();
+    ask(&mut facts, |_| {});
+    let checks = all(&config(Path::new("/nowhere")), &facts);
+    assert_eq!(checks.len(), 11);
+    assert!(checks.iter().all(|check| check.outcome == Outcome::Ok), "{checks:?}");
+}
+
+#[test]
+fn what_a_peer_did_not_answer_names_protocol_place_and_direction() {
+    let silent = found("peer-udp", |asked| asked.udp = Some(Udp::Silent { heard: true }));
+    assert!(silent.why.contains("h2 (192.0.2.2:51821)") && silent.why.contains("its own datagrams arrive"));
+    assert!(silent.advice.unwrap().contains("ufw allow 51821/udp"));
+    let refused = found("peer-udp", |asked| asked.udp = Some(Udp::Refused));
+    assert!(refused.why.contains("overlayd is not running there"), "{}", refused.why);
+    for (carrier, protocol) in [(Carrier::Gre, 47), (Carrier::Ipv4, 4), (Carrier::Ipv6, 41)] {
+        let lost = found("peer-data", |asked| asked.data[0] = Data { carrier, heard: true, ..LOST });
+        assert!(lost.why.contains(&format!("IP protocol {protocol} is dropped")), "{}", lost.why);
+        assert!(lost.why.contains("die on the way there"), "{}", lost.why);
+        assert!(lost.advice.unwrap().contains("overlayctl peer set h2 encapsulation=wireguard"));
+    }
+    let small = found("peer-mtu", |asked| asked.sizes = Some(sizes(1340)));
+    assert!(small.why.contains("packets of 1340 bytes come back"), "{}", small.why);
+    let command = "`ip route replace 192.0.2.2 via 192.0.2.254 dev eth0 onlink mtu 1400`";
+    assert!(small.advice.as_ref().unwrap().contains(command), "{small:?}");
+}
+
+#[test]
+fn what_follows_from_another_fault_or_cannot_be_asked_is_skipped() {
+    let skipped = |name: &str, change: fn(&mut Asked)| {
+        let check = found(name, change);
+        assert_eq!(check.outcome, Outcome::Skipped, "{check:?}");
+    };
+    skipped("peer-data", |asked| {
+        asked.udp = Some(Udp::Refused);
+        asked.data[0].answered = 0;
+    });
+    skipped("peer-mtu", |asked| asked.sizes = None);
+    skipped("peer-udp", |asked| asked.udp = None);
+    skipped("peer-data", |asked| asked.data.clear());
+    let mut facts = healthy();
+    ask(&mut facts, |asked| asked.no_clock = Some("h2 does not answer, so its clock is not known".into()));
+    facts.inputs.clock_offsets.clear();
+    let checks = all(&config(Path::new("/nowhere")), &facts);
+    assert_eq!(checks.iter().find(|check| check.name == "clock").unwrap().outcome, Outcome::Skipped);
+}
+
+#[test]
+fn clock_apart_by_a_minute_is_still_good_and_the_direction_is_said() {
+    let clock = |ahead: i64| {
+        let mut facts = healthy();
+        ask(&mut facts, |_| {});
+        facts.inputs.clock_offsets = vec![("h2".into(), ahead)];
+        all(&config(Path::new("/nowhere")), &facts).into_iter().find(|check| check.name == "clock").unwrap()
+    };
+    assert_eq!([60, -60].map(|ahead| clock(ahead).outcome), [Outcome::Ok; 2]);
+    assert!(clock(3600).why.contains("h2 is 3600 s ahead"), "{}", clock(3600).why);
+    assert!(clock(-3600).why.contains("h2 is 3600 s behind"), "{}", clock(-3600).why);
 }
 
 #[test]

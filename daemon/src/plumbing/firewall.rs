@@ -39,7 +39,11 @@ pub const COMMENT: &str = "overlayd";
 /// # Errors
 /// When `nft` cannot be run or refuses.
 pub fn ruleset() -> Result<String, PlumbingError> {
-    let output = nft::run(&["-s", "list", "ruleset"], "")?;
+    list("ruleset")
+}
+
+fn list(what: &str) -> Result<String, PlumbingError> {
+    let output = nft::run(&["-s", "list", what], "")?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
@@ -130,6 +134,18 @@ pub fn remedy(chain: &DroppingChain, keeper: Keeper, tun: &str) -> (Vec<String>,
             (vec![add("iifname"), add("oifname")], vec![undo])
         }
     }
+}
+
+/// Looks for foreign forward chains that stand in the overlay's way.
+///
+/// # Errors
+/// When `nft` cannot be run or refuses.
+pub fn find_problems(ours: &str, tun: &str) -> Result<Vec<Problem>, PlumbingError> {
+    // The rules of a host may be tens of thousands, ours among them; the chains alone are few.
+    if dropping_chains(&list("chains")?, ours).is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(problems(&ruleset()?, ours, tun))
 }
 
 /// The problems that foreign forward chains make for the overlay.

@@ -9,6 +9,7 @@ pub mod desired;
 pub mod endpoint;
 mod error;
 pub mod firewall;
+pub mod host_policy;
 pub mod interfaces;
 pub mod ipam;
 pub mod lease;
@@ -87,7 +88,7 @@ pub struct PlumbingConfig {
     pub mark_socket: u32,
     /// Interface group of the host ends of container veths.
     pub group: u32,
-    /// Name of the nft tables (`inet NAME` and `arp NAME`).
+    /// Name of the nft tables (`inet NAME`, `arp NAME` and `inet NAME-host`).
     pub nft_table: String,
     /// Masquerade of own prefixes towards the outside.
     pub masquerade: Masquerade,

@@ -1,9 +1,9 @@
-//! The nft tables `inet NAME` and `arp NAME`: their text, installation and comparison.
+//! The nft tables `inet NAME` and `arp NAME`, and the installation and comparison of all our tables.
 //!
 //! Both are replaced whole in one transaction, so that there is never a moment without the guard. What they do:
 //! containers are bound to their addresses, packets for overlay addresses are accepted from the TUN, containers and this
-//! host only, containers' packets are marked so that routing sends all of them through the TUN, containers reach their
-//! host by ICMP echo and replies only, and own prefixes are masqueraded towards the outside.
+//! host only, containers' packets are marked so that routing sends all of them through the TUN, and own prefixes are
+//! masqueraded towards the outside. What passes between containers and this host is up to [`super::host_policy`].
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -28,14 +28,14 @@ pub fn script(config: &PlumbingConfig, learned: &LearnedRoutes, attachments: &[A
     line(&mut text, 0, format_args!("table inet {name} {{"));
     sets(&mut text, config, learned, attachments);
     raw_chains(&mut text, config);
-    filter_chains(&mut text, config);
+    forward_chain(&mut text, config);
     nat_chain(&mut text, config);
     line(&mut text, 0, format_args!("}}"));
     arp_table(&mut text, config, attachments);
     text
 }
 
-fn line(text: &mut String, depth: usize, content: std::fmt::Arguments<'_>) {
+pub(super) fn line(text: &mut String, depth: usize, content: std::fmt::Arguments<'_>) {
     writeln!(text, "{:width$}{content}", "", width = depth * 2).expect("writing to a String cannot fail");
 }
 
@@ -120,21 +120,9 @@ fn raw_chains(text: &mut String, config: &PlumbingConfig) {
     }
 }
 
-fn filter_chains(text: &mut String, config: &PlumbingConfig) {
+fn forward_chain(text: &mut String, config: &PlumbingConfig) {
     let (tun, group) = (&config.interface, config.group);
     let lines = [
-        "chain input {".to_owned(),
-        "  type filter hook input priority filter; policy accept;".to_owned(),
-        format!("  iifgroup {group} jump to_host"),
-        "}".to_owned(),
-        "chain to_host {".to_owned(),
-        "  ct state established,related accept".to_owned(),
-        "  icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept".to_owned(),
-        "  icmp type echo-request accept".to_owned(),
-        "  icmpv6 type echo-request accept".to_owned(),
-        "  meta l4proto tcp counter reject with tcp reset".to_owned(),
-        "  counter reject with icmpx type admin-prohibited".to_owned(),
-        "}".to_owned(),
         "chain forward {".to_owned(),
         "  type filter hook forward priority filter; policy accept;".to_owned(),
         format!("  iifname \"{tun}\" oifname \"{tun}\" counter drop comment \"overlay packet with no way out\""),
@@ -176,40 +164,110 @@ fn arp_table(text: &mut String, config: &PlumbingConfig, attachments: &[Attachme
     line(text, 0, format_args!("}}"));
 }
 
-/// Installs a script in one transaction.
-///
-/// # Errors
-/// When `nft` cannot be run or refuses it; then nothing has changed.
-pub fn install(script: &str) -> Result<(), PlumbingError> {
-    let output = run(&["-f", "-"], script)?;
-    if output.status.success() { Ok(()) } else { Err(refused("install the overlay tables", &output)) }
+/// Tables that are installed together and compared together.
+#[derive(Debug)]
+pub struct Installation {
+    /// What they are for, in words.
+    pub what: &'static str,
+    /// Family and name of each.
+    pub tables: Vec<(&'static str, String)>,
+    /// The script last installed and the tables as the kernel then listed them.
+    installed: Option<(String, String)>,
 }
 
-/// Both tables as the kernel has them, without counters; `None` where one is missing.
-///
-/// # Errors
-/// When `nft` cannot be run.
-pub fn installed(config: &PlumbingConfig) -> Result<Option<String>, PlumbingError> {
-    let mut text = String::new();
-    for family in ["inet", "arp"] {
-        let output = run(&["-s", "list", "table", family, &config.nft_table], "")?;
-        if !output.status.success() {
-            return Ok(None);
-        }
-        text.push_str(&String::from_utf8_lossy(&output.stdout));
+impl Installation {
+    /// Nothing is installed yet, as far as is known.
+    #[must_use]
+    pub fn new(what: &'static str, tables: Vec<(&'static str, String)>) -> Self {
+        Self { what, tables, installed: None }
     }
-    Ok(Some(text))
+
+    /// Whether this process has installed the tables.
+    #[must_use]
+    pub fn is_installed(&self) -> bool {
+        self.installed.is_some()
+    }
+
+    /// Makes the kernel's tables those of `script`, unless they are already; whether anything was changed. They are looked
+    /// at only when `look` says so or the script is another one.
+    ///
+    /// # Errors
+    /// When `nft` cannot be run or refuses the script; then nothing has changed.
+    pub fn ensure(&mut self, script: &str, look: Look) -> Result<bool, PlumbingError> {
+        if let Some((installed, listing)) = &self.installed
+            && installed == script
+            && (look == Look::Known || self.list()?.as_ref() == Some(listing))
+        {
+            return Ok(false);
+        }
+        let output = run(&["-f", "-"], script)?;
+        if !output.status.success() {
+            return Err(refused(self.what, &output));
+        }
+        self.installed = self.list()?.map(|listing| (script.to_owned(), listing));
+        Ok(true)
+    }
+
+    /// The tables as the kernel has them, without counters and what packets put into sets; `None` where one is missing.
+    ///
+    /// # Errors
+    /// When `nft` cannot be run.
+    pub fn list(&self) -> Result<Option<String>, PlumbingError> {
+        let mut text = String::new();
+        for (family, name) in &self.tables {
+            let output = run(&["-s", "list", "table", family, name], "")?;
+            if !output.status.success() {
+                return Ok(None);
+            }
+            text.push_str(&without_memory(&String::from_utf8_lossy(&output.stdout)));
+        }
+        Ok(Some(text))
+    }
+
+    /// Removes the tables; those that are gone already are fine.
+    ///
+    /// # Errors
+    /// When `nft` cannot be run or refuses.
+    pub fn remove(&mut self) -> Result<(), PlumbingError> {
+        self.installed = None;
+        let mut script = String::new();
+        for (family, name) in &self.tables {
+            line(&mut script, 0, format_args!("table {family} {name}"));
+            line(&mut script, 0, format_args!("delete table {family} {name}"));
+        }
+        let output = run(&["-f", "-"], &script)?;
+        if output.status.success() { Ok(()) } else { Err(refused("remove its tables", &output)) }
+    }
 }
 
-/// Removes both tables; tables that are gone already are fine.
-///
-/// # Errors
-/// When `nft` cannot be run or refuses.
-pub fn remove(config: &PlumbingConfig) -> Result<(), PlumbingError> {
-    let name = &config.nft_table;
-    let script = format!("table inet {name}\ndelete table inet {name}\ntable arp {name}\ndelete table arp {name}\n");
-    let output = run(&["-f", "-"], &script)?;
-    if output.status.success() { Ok(()) } else { Err(refused("remove the overlay tables", &output)) }
+/// A listing without the elements of dynamic sets, which come and go with packets.
+fn without_memory(listing: &str) -> String {
+    let (mut dynamic, mut inside) = (false, false);
+    let mut text = String::with_capacity(listing.len());
+    for line in listing.lines() {
+        let content = line.trim();
+        match content {
+            "}" => dynamic = false,
+            _ => dynamic |= content.starts_with("flags dynamic"),
+        }
+        inside |= dynamic && content.starts_with("elements = {");
+        if inside {
+            inside = !content.ends_with('}');
+        } else {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// Whether the kernel is asked for tables that are known to have been installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// They are taken to be as they were installed.
+    Known,
+    /// They are compared.
+    Compare,
 }
 
 fn refused(what: &'static str, output: &Output) -> PlumbingError {
@@ -230,4 +288,21 @@ pub(super) fn run(arguments: &[&str], input: &str) -> Result<Output, PlumbingErr
         let _ = stdin.write_all(input.as_bytes());
     }
     child.wait_with_output().map_err(PlumbingError::NftMissing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listing_is_kept_but_for_what_packets_put_into_sets() {
+        let kept = "table inet t {\n\tset seen {\n\t\ttype ipv4_addr\n\t\tflags dynamic,timeout\n\t}\n\n\tset list {\n\
+                    \t\ttype ipv4_addr\n\t\telements = { 192.0.2.1,\n\t\t\t     192.0.2.2 }\n\t}\n}\n";
+        let dynamic = "flags dynamic,timeout\n";
+        for elements in ["192.0.2.7 expires 3s", "192.0.2.7,\n\t\t\t     192.0.2.8,\n\t\t\t     192.0.2.9"] {
+            let filled = format!("{dynamic}\t\telements = {{ {elements} }}\n");
+            assert_eq!(without_memory(&kept.replace(dynamic, &filled)), kept);
+        }
+        assert_eq!(without_memory(kept), kept);
+    }
 }

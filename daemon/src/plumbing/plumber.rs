@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use overlay_control::api::{EndpointRequest, Problem};
+use overlay_dataplane::HostPolicy;
 use rtnetlink::packet_route::link::LinkAttribute;
 
 use super::desired::{self, Attachment, Family};
@@ -15,8 +16,9 @@ use super::endpoint::{self, GATEWAY_V6};
 use super::interfaces::{Interface, tunnels_in_the_way};
 use super::lease::{COOLDOWN, Journal, Lease, LeaseState, PREPARE_TIMEOUT, VERSION, unix};
 use super::netlink::{Kernel, Link};
+use super::nft::{Installation, Look};
 use super::sysctl::Sysctl;
-use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors, firewall, ipam, nft};
+use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors, firewall, host_policy, ipam, nft};
 
 /// How much of the host a reconcile looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +56,11 @@ pub struct Plumber {
     sysctl: Sysctl,
     journal: Journal,
     boot_id: String,
-    /// The script last installed and the tables as the kernel then listed them.
-    nft: Option<(String, String)>,
+    /// The tables that bind containers and lead their packets.
+    guard: Installation,
+    /// The table with the policy between containers and this host, and its script.
+    host_policy: Installation,
+    host_script: String,
     /// Problems found only by a full look, kept between cheap ones.
     standing: Vec<Problem>,
 }
@@ -66,13 +71,20 @@ impl Plumber {
     /// # Errors
     /// When one of them cannot be opened.
     pub fn open(config: PlumbingConfig) -> Result<Self, PlumbingError> {
+        let name = config.nft_table.clone();
+        let guard = vec![("inet", name.clone()), ("arp", name)];
         Ok(Self {
+            guard: Installation::new("install the overlay tables", guard),
+            host_policy: Installation::new(
+                "install the policy between containers and this host",
+                vec![("inet", host_policy::table(&config))],
+            ),
+            host_script: host_policy::script(&config, &HostPolicy::default()),
             kernel: Kernel::open()?,
             sysctl: Sysctl::open(&config.state_dir)?,
             journal: Journal::open(&config.state_dir)?,
             boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
             learned: LearnedRoutes::default(),
-            nft: None,
             standing: Vec::new(),
             config,
         })
@@ -87,6 +99,12 @@ impl Plumber {
     /// Sets what the overlay reaches; effective with the next reconcile.
     pub fn set_routes(&mut self, learned: LearnedRoutes) {
         self.learned = learned;
+    }
+
+    /// Sets the policy between containers and this host; effective with the next reconcile. Before, it is the default
+    /// without any rule.
+    pub fn set_host_policy(&mut self, policy: &HostPolicy) {
+        self.host_script = host_policy::script(&self.config, policy);
     }
 
     /// Repairs the host. Failures become problems; everything that can be done is done.
@@ -106,10 +124,8 @@ impl Plumber {
             let (changes, problems) = self.sysctl.ensure(&self.config);
             outcome.changes.extend(changes);
             self.standing = problems;
-            match firewall::ruleset() {
-                Ok(ruleset) => {
-                    self.standing.extend(firewall::problems(&ruleset, &self.config.nft_table, &self.config.interface));
-                }
+            match firewall::find_problems(&self.config.nft_table, &self.config.interface) {
+                Ok(problems) => self.standing.extend(problems),
                 Err(error) => self.standing.push(Problem::from(&error)),
             }
         }
@@ -162,26 +178,29 @@ impl Plumber {
     }
 
     fn reconcile_nft(&mut self, scope: Scope, attachments: &[Attachment], outcome: &mut Reconciled) {
-        let script = nft::script(&self.config, &self.learned, attachments);
-        if let Some((installed, listing)) = &self.nft
-            && *installed == script
-        {
-            if scope == Scope::Routing {
-                return;
+        let look = if scope == Scope::Everything { Look::Compare } else { Look::Known };
+        match self.host_policy.ensure(&self.host_script, look) {
+            Ok(false) => {}
+            Ok(true) => {
+                let table = host_policy::table(&self.config);
+                outcome.changes.push(format!("installed the policy between containers and this host in {table}"));
             }
-            match nft::installed(&self.config) {
-                Ok(Some(now)) if now == *listing => return,
-                Ok(_) => {}
-                Err(error) => {
-                    outcome.problems.push(Problem::from(&error));
-                    return;
+            Err(error) => {
+                outcome.problems.push(Problem::from(&error));
+                // What was in force stays; where nothing was, nothing passes.
+                if self.host_policy.list().is_ok_and(|listing| listing.is_none()) {
+                    let closed = host_policy::script(&self.config, &HostPolicy::closed());
+                    let result = self.host_policy.ensure(&closed, Look::Known).map(drop);
+                    outcome.note(result, || "closed the way between containers and this host".to_owned());
                 }
             }
         }
-        let result = nft::install(&script).and_then(|()| nft::installed(&self.config)).map(|listing| {
-            self.nft = listing.map(|listing| (script, listing));
-        });
-        outcome.note(result, || format!("installed the nft tables {}", self.config.nft_table));
+        let script = nft::script(&self.config, &self.learned, attachments);
+        match self.guard.ensure(&script, look) {
+            Ok(false) => {}
+            Ok(true) => outcome.changes.push(format!("installed the nft tables {}", self.config.nft_table)),
+            Err(error) => outcome.problems.push(Problem::from(&error)),
+        }
     }
 
     async fn reconcile_tun(&self, tun: &Link, outcome: &mut Reconciled) {
@@ -358,7 +377,7 @@ impl Plumber {
         let outcome = self.reconcile(Scope::Routing).await;
         let link = self.kernel.link(&lease.host_ifname).await?;
         match link {
-            Some(link) if link.up && self.nft.is_some() => Ok(()),
+            Some(link) if link.up && self.guard.is_installed() && self.host_policy.is_installed() => Ok(()),
             Some(_) => Err(PlumbingError::Nft {
                 what: "bind the new interface",
                 stderr: outcome.problems.first().map_or_else(String::new, |p| p.what.clone()),
@@ -450,8 +469,8 @@ impl Plumber {
         errors.extend(self.remove_addresses().await);
         errors.extend(self.silence_veths().await);
         errors.extend(self.sysctl.restore());
-        errors.extend(nft::remove(&self.config).err());
-        self.nft = None;
+        errors.extend(self.guard.remove().err());
+        errors.extend(self.host_policy.remove().err());
         for problem in outcome.problems {
             errors.push(PlumbingError::Nft { what: "remove a rule", stderr: problem.what });
         }

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use overlay_control::api::{EndpointRequest, Problem};
+use overlay_dataplane::HostPolicy;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -34,6 +35,8 @@ type Reply<T> = oneshot::Sender<T>;
 
 enum Command {
     SetRoutes(LearnedRoutes),
+    SetHostPolicy(Arc<HostPolicy>),
+    Settled(Reply<()>),
     Reconcile(Reply<Reconciled>),
     Prepare(EndpointRequest, Reply<Result<Lease, PlumbingError>>),
     Commit(u64, Reply<Result<Lease, PlumbingError>>),
@@ -51,11 +54,15 @@ pub struct PlumbingHandle {
     problems: Arc<Mutex<Vec<Problem>>>,
 }
 
-/// Starts the plumbing thread in this thread's network namespace and reconciles once; the TUN device must exist.
+/// Starts the plumbing thread in this thread's network namespace and reconciles once, with this policy between containers
+/// and the host; the TUN device must exist.
 ///
 /// # Errors
 /// When netlink, the journal or the recorded settings cannot be opened.
-pub async fn start(config: PlumbingConfig) -> Result<(PlumbingHandle, Reconciled, JoinHandle<()>), PlumbingError> {
+pub async fn start(
+    config: PlumbingConfig,
+    policy: HostPolicy,
+) -> Result<(PlumbingHandle, Reconciled, JoinHandle<()>), PlumbingError> {
     let (commands, inbox) = mpsc::channel(QUEUE);
     let (ready, opened) = oneshot::channel();
     let problems = Arc::new(Mutex::new(Vec::new()));
@@ -63,7 +70,7 @@ pub async fn start(config: PlumbingConfig) -> Result<(PlumbingHandle, Reconciled
     let body = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         match runtime {
-            Ok(runtime) => runtime.block_on(serve(config, inbox, ready, &shared)),
+            Ok(runtime) => runtime.block_on(serve(config, &policy, inbox, ready, &shared)),
             Err(error) => drop(ready.send(Err(PlumbingError::NetlinkSocket(error)))),
         }
     };
@@ -86,6 +93,20 @@ impl PlumbingHandle {
     #[must_use]
     pub fn try_set_routes(&self, learned: LearnedRoutes) -> bool {
         self.commands.try_send(Command::SetRoutes(learned)).is_ok()
+    }
+
+    /// Sets the policy between containers and this host, without waiting; false when the thread has ended or is behind.
+    #[must_use]
+    pub fn try_set_host_policy(&self, policy: Arc<HostPolicy>) -> bool {
+        self.commands.try_send(Command::SetHostPolicy(policy)).is_ok()
+    }
+
+    /// Waits until everything asked for so far is done.
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn settled(&self) -> Result<(), PlumbingError> {
+        self.call(Command::Settled).await
     }
 
     /// Looks at everything now.
@@ -167,6 +188,7 @@ impl PlumbingHandle {
 
 async fn serve(
     config: PlumbingConfig,
+    policy: &HostPolicy,
     mut inbox: mpsc::Receiver<Command>,
     ready: Reply<Result<Reconciled, PlumbingError>>,
     problems: &Mutex<Vec<Problem>>,
@@ -177,6 +199,7 @@ async fn serve(
         Ok(plumber) => plumber,
         Err(error) => return drop(ready.send(Err(error))),
     };
+    plumber.set_host_policy(policy);
     let first = look(&mut plumber, Scope::Everything, problems).await;
     if ready.send(Ok(first)).is_err() {
         return;
@@ -226,6 +249,11 @@ async fn obey(plumber: &mut Plumber, command: Command, problems: &Mutex<Vec<Prob
             plumber.set_routes(learned);
             look(plumber, Scope::Routing, problems).await;
         }
+        Command::SetHostPolicy(policy) => {
+            plumber.set_host_policy(&policy);
+            look(plumber, Scope::Routing, problems).await;
+        }
+        Command::Settled(reply) => drop(reply.send(())),
         Command::Reconcile(reply) => drop(reply.send(look(plumber, Scope::Everything, problems).await)),
         Command::Prepare(request, reply) => drop(reply.send(plumber.prepare(&request).await)),
         Command::Commit(lease, reply) => drop(reply.send(plumber.commit(lease))),

@@ -15,7 +15,7 @@ use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use tokio::sync::mpsc;
 
-use super::{PlumbingConfig, PlumbingError, Tables};
+use super::{PlumbingConfig, PlumbingError, Tables, host_policy};
 
 /// Multicast group of nf_tables changes (`NFNLGRP_NFTABLES`).
 const NFNLGRP_NFTABLES: u32 = 7;
@@ -35,7 +35,7 @@ pub(super) enum Change {
 /// Starts watching; must run inside a tokio runtime. A full channel is fine: a change is pending already.
 pub(super) fn start(config: &PlumbingConfig, changes: mpsc::Sender<Change>) -> Result<(), PlumbingError> {
     watch_routing(config.tables, changes.clone()).map_err(PlumbingError::NetlinkSocket)?;
-    watch_nft(config.nft_table.clone(), changes).map_err(PlumbingError::NetlinkSocket)
+    watch_nft([config.nft_table.clone(), host_policy::table(config)], changes).map_err(PlumbingError::NetlinkSocket)
 }
 
 fn watch_routing(tables: Tables, changes: mpsc::Sender<Change>) -> io::Result<()> {
@@ -92,14 +92,14 @@ fn rule_table(rule: &RuleMessage) -> u32 {
     attribute.unwrap_or(u32::from(rule.header.table))
 }
 
-fn watch_nft(table: String, changes: mpsc::Sender<Change>) -> io::Result<()> {
+fn watch_nft(tables: [String; 2], changes: mpsc::Sender<Change>) -> io::Result<()> {
     let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
     socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
     socket.socket_mut().add_membership(NFNLGRP_NFTABLES)?;
     tokio::spawn(async move {
         loop {
             let relevant = match socket.recv_from_full().await {
-                Ok((bytes, _)) => mentions_table(&bytes, &table),
+                Ok((bytes, _)) => tables.iter().any(|table| mentions_table(&bytes, table)),
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => true,
                 Err(error) => {
                     tracing::warn!(%error, "nft notifications ended; the table is still checked every 30 s");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use overlay_config::{Config, secret};
 use overlay_control::{ApiError, Code};
-use overlay_dataplane::{Conntrack, Engine};
+use overlay_dataplane::{Conntrack, Engine, SavedWhile};
 use overlay_routing::gossip::{Gossip, GossipConfig, cluster_id};
 use overlay_routing::identity::IdentityKey;
 use overlay_wire::{Encapsulation, Mtu};
@@ -19,17 +19,21 @@ use super::errors::{device_error, internal, plumbing_error};
 use super::signals::{Asked, Signals, monotonic, notify};
 use super::sockets::{Sockets, open_sockets};
 use super::{Next, Process, check_identities};
+use crate::asking::Listeners;
 use crate::backend::Api;
-use crate::core::{Change, Core, CoreParts, host_addresses};
+use crate::core::{Change, Core, CoreParts, host_addresses, unix_ms};
 use crate::counters::PathCounters;
 use crate::device::{DeviceConfig, DeviceError, Queue, QueueIndex};
 use crate::director::{
     ANYWHERE, Director, announcements, enter, foreign_prefixes, own_endpoints, own_host, publish, static_members,
 };
 use crate::events::EventLog;
+use crate::flow_store::{FlowSaver, FlowStore};
 use crate::handshake::HandshakeThread;
 use crate::membership::{IssuerTask, Kept, Work, keep};
+use crate::metrics;
 use crate::plumbing::{self, Masquerade, PlumbingConfig, PlumbingHandle, UnderlayTracking};
+use crate::rebuild::first_host_policy;
 use crate::shared::{HandshakeMessage, Shared, WorkerCommand};
 use crate::sizes;
 use crate::snapshot::Snapshot;
@@ -79,7 +83,8 @@ fn wireguard_keys(config: &Config) -> Result<Keys, ApiError> {
     Ok(Keys::from_secret(*secret))
 }
 
-/// The MTU of the TUN: what the file says, else the smallest underlay MTU on the way to a member, less 80.
+/// The MTU of the TUN: what the file says, else the smallest underlay MTU on the way to a member, less 80, as far as IPv6
+/// allows.
 fn tun_mtu(config: &Config) -> Mtu {
     if let Some(mtu) = config.overlay.mtu {
         return mtu;
@@ -90,7 +95,7 @@ fn tun_mtu(config: &Config) -> Mtu {
     let smallest = members.iter().filter_map(mtu).min().or_else(|| ANYWHERE.iter().filter_map(mtu).min());
     // Without a member to ask for, a route may be the loopback's: then a network card's usual MTU is the guess.
     let guess = if members.is_empty() { Mtu::ETHERNET.get() } else { MAX_UNDERLAY_MTU };
-    sizes::tun_mtu(smallest.unwrap_or(Mtu::ETHERNET.get()).min(guess))
+    sizes::tun_mtu(smallest.unwrap_or(Mtu::ETHERNET.get()).min(guess), &config.node.prefixes)
 }
 
 pub(crate) fn plumbing_config(config: &Config, mtu: Mtu) -> PlumbingConfig {
@@ -129,7 +134,7 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     check_identities(&config)?;
     let identity = identity(&config)?;
     let keys = wireguard_keys(&config)?;
-    let boot_epoch = state::next_boot_epoch(&config.paths.state_dir)?;
+    let boot_epoch = state::next_boot_epoch(&config.paths.state_dir, unix_ms())?;
     let sockets = open_sockets(&config)?;
     let mtu = tun_mtu(&config);
     let device = DeviceConfig { name: config.overlay.interface.clone(), offload: config.overlay.offload, mtu };
@@ -139,8 +144,9 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     let queue = Queue::open(&device, QueueIndex(0)).map_err(device_error)?;
     let offload = queue.offload();
 
-    let (plumbing, first, plumbing_thread) =
-        plumbing::start(plumbing_config(&config, mtu)).await.map_err(|error| plumbing_error(&error))?;
+    let (plumbing, first, plumbing_thread) = plumbing::start(plumbing_config(&config, mtu), first_host_policy(&config))
+        .await
+        .map_err(|error| plumbing_error(&error))?;
     for problem in &first.problems {
         tracing::warn!(code = problem.code, why = %problem.why, next = %problem.next, "{}", problem.what);
     }
@@ -205,6 +211,8 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
             return Err(error);
         }
     };
+    // Before the first packet.
+    let flows = restored_flows(&core);
     let worker_thread = {
         let parts = WorkerParts {
             device,
@@ -231,13 +239,17 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     }
     .map_err(|error| internal("the handshake thread cannot start", error))?;
 
+    let saver = FlowSaver::start(flows, conntrack, Arc::clone(&core.flow_saves), core.events.clone())
+        .map_err(|error| internal("the thread that saves flows cannot start", error))?;
+
     let (stop, stopped) = watch::channel(false);
     let director = tokio::spawn(director.run(stopped.clone()));
     let issuer = tokio::spawn(issuer.run(stopped.clone()));
     let keeper = tokio::spawn(keep(Arc::clone(&core), process.store.clone(), kept, stopped.clone()));
     let backend = Arc::new(Api::new(Arc::clone(&core)));
     let api = tokio::spawn(Arc::clone(&process.server).run(Arc::clone(&backend), stopped.clone()));
-    let uapi = uapi(&core).map(|server| tokio::spawn(server.run(backend, stopped.clone())));
+    let uapi = uapi(&core).map(|server| tokio::spawn(server.run(Arc::clone(&backend), stopped.clone())));
+    let figures = figures(&core).await.map(|server| tokio::spawn(server.run(backend, stopped.clone())));
     core.events.info("started", None, format!("overlayd {} is up", env!("CARGO_PKG_VERSION")));
     notify(&[sd_notify::NotifyState::Ready]);
 
@@ -256,13 +268,17 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     let _ = issuer.await;
     let _ = keeper.await;
     let _ = api.await;
-    if let Some(uapi) = uapi {
-        let _ = uapi.await;
+    for server in [uapi, figures].into_iter().flatten() {
+        let _ = server.await;
     }
     // A crash of a part leaves the host as it is, so that a restart finds everything in place.
     let clean = !matches!(end, End::Failed(_));
     worker.send(WorkerCommand::Stop { remove_device: clean });
-    let _ = tokio::task::spawn_blocking(move || worker_thread.join()).await;
+    let ending = move || {
+        let saved = if worker_thread.join().is_ok() { SavedWhile::Stopped } else { SavedWhile::Running };
+        saver.finish(saved);
+    };
+    let _ = tokio::task::spawn_blocking(ending).await;
     // The port must be free for what comes next. The thread takes from its queue all the time, so there is room.
     if shared.handshakes.send_timeout(HandshakeMessage::Stop, STOP_WITHIN).is_ok() {
         let _ = tokio::task::spawn_blocking(move || handshake_thread.join()).await;
@@ -298,6 +314,30 @@ fn uapi(core: &Core) -> Option<crate::uapi::Server> {
             None
         }
     }
+}
+
+/// The page of figures; without it everything else works.
+async fn figures(core: &Core) -> Option<metrics::Server> {
+    let address = core.config.load().metrics.listen?;
+    match metrics::Server::bind(address, metrics::Deadlines::default()).await {
+        Ok(server) => Some(server),
+        Err(problem) => {
+            tracing::warn!(why = %problem.why, next = %problem.next, "{}", problem.what);
+            let _ = core.metrics_problem.set(problem);
+            None
+        }
+    }
+}
+
+/// Takes up the flows of the last run; where they are kept.
+fn restored_flows(core: &Core) -> FlowStore {
+    let store = FlowStore::new(&core.config.load().paths.state_dir, core.host, crate::device::own_uid());
+    match store.restore(&core.conntrack) {
+        Ok(None) => {}
+        Ok(Some(told)) => core.events.info("flows-restored", None, told),
+        Err(why) => core.events.warn("flows-not-restored", None, why),
+    }
+    store
 }
 
 async fn stop_plumbing(plumbing: &PlumbingHandle) {
@@ -391,7 +431,9 @@ fn director(
         changes: parts.changes,
         endpoints,
         learned: None,
+        host_policy: None,
         loop_told: None,
+        listeners: Listeners::default(),
         work: parts.work,
         keeper: parts.keeper,
         is_unkept: false,

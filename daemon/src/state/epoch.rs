@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use overlay_control::{ApiError, Code};
 
@@ -11,20 +10,31 @@ use overlay_control::{ApiError, Code};
 const FILE: &str = "boot-epoch";
 const VERSION: &str = "v1";
 
-/// Draws the boot epoch of this run: greater than every earlier one, and at least the wall clock in milliseconds, so that
-/// a lost state directory does not set it back. It is on disk before this returns.
+/// 2024-01-01, in seconds since 1970: no release of this program is older, so a clock before it is wrong.
+pub const EARLIEST_UNIX: u64 = 1_704_067_200;
+
+/// Draws the boot epoch of this run: greater than every earlier one, and at least `clock_ms`, the wall clock in
+/// milliseconds since 1970, so that a lost state directory does not set it back. It is on disk before this returns.
 ///
 /// # Errors
-/// When the file was written by a newer release, or cannot be written.
-pub fn next_boot_epoch(state_dir: &Path) -> Result<u64, ApiError> {
+/// When the file was written by a newer release, or cannot be written; when no earlier run is known and the clock is so
+/// wrong that this one would seem older than any before.
+pub fn next_boot_epoch(state_dir: &Path, clock_ms: u64) -> Result<u64, ApiError> {
     let path = state_dir.join(FILE);
     let last = match std::fs::read_to_string(&path) {
         Ok(text) => parse(&path, &text)?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
         Err(error) => return Err(io(&path, &error)),
     };
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64);
-    let next = clock.max(last.saturating_add(1));
+    if last == 0 && clock_ms < EARLIEST_UNIX * 1000 {
+        return Err(ApiError::new(
+            Code::Clock,
+            format!("the clock of this host is years behind: {} days after 1970-01-01", clock_ms / 86_400_000),
+            "members refuse a run that seems older than one they know, and without state only the clock can tell",
+            "set the clock, for example with `timedatectl set-ntp true`, and start overlayd again",
+        ));
+    }
+    let next = clock_ms.max(last.saturating_add(1));
     write(state_dir, &path, &format!("{VERSION} {next}\n")).map_err(|error| io(&path, &error))?;
     Ok(next)
 }
@@ -65,20 +75,34 @@ fn io(path: &Path, error: &std::io::Error) -> ApiError {
 mod tests {
     use super::*;
 
+    const NOW: u64 = 1_800_000_000_000;
+
     #[test]
     fn epoch_grows_also_over_damage_and_is_refused_when_newer() {
         let directory = tempfile::tempdir().expect("a directory");
-        let first = next_boot_epoch(directory.path()).expect("a fresh directory");
-        let second = next_boot_epoch(directory.path()).expect("a second start");
-        assert!(second > first);
+        let first = next_boot_epoch(directory.path(), NOW).expect("a fresh directory");
+        let second = next_boot_epoch(directory.path(), NOW).expect("a second start");
+        assert_eq!((first, second), (NOW, NOW + 1));
         let path = directory.path().join(FILE);
         std::fs::write(&path, format!("{VERSION} {}\n", u64::MAX / 2)).expect("writable");
-        assert_eq!(next_boot_epoch(directory.path()).expect("a far epoch"), u64::MAX / 2 + 1);
+        assert_eq!(next_boot_epoch(directory.path(), NOW).expect("a far epoch"), u64::MAX / 2 + 1);
         std::fs::write(&path, "\0\0").expect("writable");
-        assert!(next_boot_epoch(directory.path()).expect("a torn file") >= second);
+        assert_eq!(next_boot_epoch(directory.path(), NOW).expect("a torn file"), NOW);
         std::fs::write(&path, "v2 7\n").expect("writable");
-        let error = next_boot_epoch(directory.path()).expect_err("a newer file");
+        let error = next_boot_epoch(directory.path(), NOW).expect_err("a newer file");
         assert_eq!(error.code, "STATE_NEWER");
         assert_eq!(std::fs::read_to_string(&path).expect("still there"), "v2 7\n");
+    }
+
+    #[test]
+    fn wrong_clock_is_refused_only_where_nothing_else_orders_the_runs() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let just_before = EARLIEST_UNIX * 1000 - 1;
+        let error = next_boot_epoch(directory.path(), just_before).expect_err("no earlier run is known");
+        assert_eq!((error.code.as_str(), error.exit()), ("CLOCK", 1));
+        assert!(!directory.path().join(FILE).exists(), "nothing is remembered of a refused start");
+        next_boot_epoch(directory.path(), just_before + 1).expect("a clock that may be right");
+        let later = next_boot_epoch(directory.path(), 0).expect("an earlier run is known");
+        assert!(later > just_before + 1);
     }
 }

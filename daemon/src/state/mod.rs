@@ -10,5 +10,5 @@ mod slots;
 mod tests;
 
 pub use directory::{StateDir, StateError};
-pub use epoch::next_boot_epoch;
+pub use epoch::{EARLIEST_UNIX, next_boot_epoch};
 pub use slots::{Loaded, Slots};

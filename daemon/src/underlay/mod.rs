@@ -5,10 +5,11 @@
 
 mod address;
 pub mod receive;
+pub mod refusal;
 pub mod route;
 pub mod send;
 pub mod socket;
 
 pub use receive::{ReceiveBatch, Received};
-pub use send::{Destination, Flushed, SendBatch};
+pub use send::{Destination, Flushed, OuterFragments, SendBatch};
 pub use socket::{Family, RawProtocol, SocketError, open_raw, open_udp};

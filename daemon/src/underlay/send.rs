@@ -1,4 +1,8 @@
 //! Sending many datagrams with one system call (`sendmmsg`), runs of equal size joined by `UDP_SEGMENT`.
+//!
+//! Sockets rest with DF on. For datagrams that may be fragmented it is taken off around their own call, in their place in
+//! the order; whoever sends none of them pays nothing. A second socket for them would have to share the port and would
+//! receive part of its datagrams.
 
 #![allow(unsafe_code)]
 
@@ -8,6 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 
 use super::address::{CONTROL_LEN, Control, ControlWriter, write_address};
+use super::socket::set_outer_fragments;
 
 /// Most datagrams in one run (`UDP_MAX_SEGMENTS` of the oldest kernels with `UDP_SEGMENT`).
 const MAX_SEGMENTS: usize = 64;
@@ -15,6 +20,17 @@ const MAX_SEGMENTS: usize = 64;
 const MAX_RUN_BYTES: usize = 65_507;
 /// Messages handed over with one call.
 const MESSAGES: usize = 64;
+/// How often a datagram is tried again whose socket another thread has set back to DF meanwhile.
+const SET_BACK: u32 = 3;
+
+/// Whether a datagram may be fragmented on its way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OuterFragments {
+    /// It goes whole (DF) or not at all.
+    Never,
+    /// This host or a router on the way may fragment it.
+    Allowed,
+}
 
 /// Where a datagram goes and from which of our addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +65,7 @@ struct Run {
     segment: usize,
     count: usize,
     destination: Destination,
+    fragments: OuterFragments,
 }
 
 /// Datagrams waiting for one socket.
@@ -123,19 +140,34 @@ impl SendBatch {
             && run.len == run.count * run.segment
             && run.len + len <= MAX_RUN_BYTES
             && run.destination == *destination
+            && run.fragments == OuterFragments::Never
         {
             run.len += len;
             run.count += 1;
             return;
         }
-        self.runs.push(Run { start, len, segment: len, count: 1, destination: *destination });
+        let fragments = OuterFragments::Never;
+        self.runs.push(Run { start, len, segment: len, count: 1, destination: *destination, fragments });
+    }
+
+    /// As [`Self::commit`], for a datagram that may be fragmented on its way. It is never joined with others: the kernel
+    /// does not cut and fragment at once.
+    #[cold]
+    pub fn commit_fragmentable(&mut self, len: usize, destination: &Destination) {
+        let start = self.used;
+        self.used += len;
+        let fragments = OuterFragments::Allowed;
+        self.runs.push(Run { start, len, segment: len, count: 1, destination: *destination, fragments });
     }
 
     /// Adds a copied datagram; false when the batch is full.
-    pub fn push(&mut self, bytes: &[u8], destination: &Destination) -> bool {
+    pub fn push(&mut self, bytes: &[u8], destination: &Destination, fragments: OuterFragments) -> bool {
         let Some(room) = self.reserve(bytes.len()) else { return false };
         room.copy_from_slice(bytes);
-        self.commit(bytes.len(), destination);
+        match fragments {
+            OuterFragments::Never => self.commit(bytes.len(), destination),
+            OuterFragments::Allowed => self.commit_fragmentable(bytes.len(), destination),
+        }
         true
     }
 
@@ -143,7 +175,14 @@ impl SendBatch {
     pub fn flush(&mut self, fd: RawFd) -> Flushed {
         let mut flushed = Flushed::default();
         let mut done = 0;
+        let mut socket_is = OuterFragments::Never;
+        let mut set_back = 0;
         while done < self.runs.len() {
+            let first = self.runs[done];
+            if first.fragments != socket_is {
+                socket_is = first.fragments;
+                set_outer_fragments(fd, first.destination.to.is_ipv4(), socket_is);
+            }
             let count = self.fill(done);
             // SAFETY: `fill` pointed `count` headers to live memory of this batch.
             let sent = unsafe {
@@ -151,6 +190,7 @@ impl SendBatch {
             };
             if sent > 0 {
                 done += sent as usize;
+                set_back = 0;
                 continue;
             }
             // The error is that of the first message not sent.
@@ -167,11 +207,22 @@ impl SendBatch {
                 continue;
             }
             if error.raw_os_error() == Some(libc::EMSGSIZE) {
+                // Threads share the socket: another one may have put DF back on in between.
+                if run.fragments == OuterFragments::Allowed && set_back < SET_BACK {
+                    set_back += 1;
+                    socket_is = OuterFragments::Never;
+                    continue;
+                }
                 flushed.too_big += run.count as u64;
             } else {
                 flushed.refused += run.count as u64;
             }
             done += 1;
+        }
+        if socket_is == OuterFragments::Allowed
+            && let Some(last) = self.runs.get(done.saturating_sub(1))
+        {
+            set_outer_fragments(fd, last.destination.to.is_ipv4(), OuterFragments::Never);
         }
         self.runs.drain(..done);
         if self.runs.is_empty() {
@@ -206,7 +257,7 @@ impl SendBatch {
                     (0..run.count).map(move |i| {
                         let offset = i * run.segment;
                         let len = run.segment.min(run.len - offset);
-                        Run { start: run.start + offset, len, segment: len, count: 1, destination: run.destination }
+                        Run { start: run.start + offset, len, segment: len, count: 1, ..run }
                     })
                 })
                 .collect();
@@ -216,11 +267,17 @@ impl SendBatch {
         false
     }
 
-    /// Points the headers to the runs from `from` on; how many.
+    /// Points the headers to the runs from `from` on, as far as the socket is to be set alike for them; how many.
     fn fill(&mut self, from: usize) -> usize {
-        let count = (self.runs.len() - from).min(MESSAGES);
-        for i in 0..count {
+        let most = (self.runs.len() - from).min(MESSAGES);
+        let fragments = self.runs[from].fragments;
+        let mut count = 0;
+        for i in 0..most {
             let run = self.runs[from + i];
+            if run.fragments != fragments {
+                break;
+            }
+            count += 1;
             let name_len = write_address(run.destination.to, &mut self.names[i]);
             let mut control = ControlWriter::new(&mut self.controls[i]);
             if run.count > 1 {
@@ -289,7 +346,7 @@ mod tests {
         let sent: Vec<Vec<u8>> =
             [100, 100, 100, 40, 100, 100, 7].iter().enumerate().map(|(i, len)| vec![i as u8; *len]).collect();
         for datagram in &sent {
-            assert!(batch.push(datagram, &to));
+            assert!(batch.push(datagram, &to, OuterFragments::Never));
         }
         assert_eq!(batch.runs.len(), 2, "a shorter datagram ends a run");
         assert_eq!(batch.flush(a.as_raw_fd()), Flushed::default());
@@ -302,7 +359,7 @@ mod tests {
         let (_, _, to) = pair();
         let mut batch = SendBatch::new(1 << 20, true);
         for _ in 0..3 {
-            batch.push(&[1; 50], &to);
+            batch.push(&[1; 50], &to, OuterFragments::Never);
         }
         let mut flushed = Flushed::default();
         assert!(batch.recover(0, &io::Error::from_raw_os_error(libc::EIO), &mut flushed));
@@ -315,25 +372,59 @@ mod tests {
         let (a, b, to) = pair();
         let gone = "198.51.100.77".parse().expect("an address");
         let mut batch = SendBatch::new(4096, true);
-        batch.push(b"hello", &Destination { source: Some(gone), ..to });
+        batch.push(b"hello", &Destination { source: Some(gone), ..to }, OuterFragments::Never);
         assert_eq!(batch.flush(a.as_raw_fd()).source_lost, Some(gone));
         assert_eq!(receive_all(&b, 1), [b"hello".to_vec()]);
+    }
+
+    #[test]
+    fn fragmentable_datagrams_keep_their_place_and_leave_the_socket_as_it_was() {
+        let (a, b, to) = pair();
+        let before = 3;
+        let discover = |value: Option<libc::c_int>| {
+            let mut is: libc::c_int = value.unwrap_or(0);
+            let pointer = std::ptr::from_mut(&mut is).cast();
+            let mut len = 4;
+            let (level, name) = (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER);
+            // SAFETY: the option is one int that lives through the call.
+            let result = unsafe {
+                match value {
+                    Some(_) => libc::setsockopt(a.as_raw_fd(), level, name, pointer, len),
+                    None => libc::getsockopt(a.as_raw_fd(), level, name, pointer, &mut len),
+                }
+            };
+            assert_eq!(result, 0);
+            is
+        };
+        discover(Some(before));
+        let mut batch = SendBatch::new(1 << 20, true);
+        let (never, allowed) = (OuterFragments::Never, OuterFragments::Allowed);
+        let order = [never, never, allowed, never, allowed, allowed, never];
+        let sent: Vec<Vec<u8>> = (0..order.len()).map(|i| vec![i as u8; 100]).collect();
+        for (datagram, fragments) in sent.iter().zip(order) {
+            assert!(batch.push(datagram, &to, fragments));
+        }
+        assert_eq!(batch.runs.iter().map(|run| run.count).collect::<Vec<_>>(), [2, 1, 1, 1, 1, 1]);
+        assert_eq!([0, 1, 2, 3, 5].map(|from| batch.fill(from)), [1, 1, 1, 2, 1]);
+        assert_eq!(batch.flush(a.as_raw_fd()), Flushed::default());
+        assert_eq!(receive_all(&b, sent.len()), sent);
+        assert_eq!(discover(None), before);
     }
 
     #[test]
     fn full_batch_refuses_more() {
         let (_, _, to) = pair();
         let mut batch = SendBatch::new(100, true);
-        assert!(batch.push(&[0; 60], &to));
-        assert!(!batch.push(&[0; 60], &to));
+        assert!(batch.push(&[0; 60], &to, OuterFragments::Never));
+        assert!(!batch.push(&[0; 60], &to, OuterFragments::Never));
     }
 
     #[test]
     fn oversized_datagram_is_counted_and_the_rest_goes() {
         let (a, b, to) = pair();
         let mut batch = SendBatch::new(200_000, false);
-        batch.push(&vec![0; 66_000], &to);
-        batch.push(b"after", &to);
+        batch.push(&vec![0; 66_000], &to, OuterFragments::Never);
+        batch.push(b"after", &to, OuterFragments::Never);
         assert_eq!(batch.flush(a.as_raw_fd()).too_big, 1);
         assert_eq!(receive_all(&b, 1), [b"after".to_vec()]);
     }

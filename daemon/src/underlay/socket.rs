@@ -4,14 +4,18 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
+
+use super::send::OuterFragments;
 
 /// Receive and send buffer asked for: a few milliseconds of 10 Gbit/s. The kernel halves it by its own accounting.
 const BUFFER_BYTES: usize = 8 << 20;
 /// `IP_PMTUDISC_PROBE`: set DF, ignore the kernel's own path MTU (ip(7)); the daemon keeps one per peer.
 const PMTUDISC_PROBE: libc::c_int = 3;
+/// `IP_PMTUDISC_DONT`: no DF; the kernel fragments to the path MTU it knows, and routers on the way may do so again.
+const PMTUDISC_DONT: libc::c_int = 0;
 /// Outer time to live.
 const TTL: libc::c_int = 64;
 
@@ -88,6 +92,20 @@ fn set_int(socket: &impl AsRawFd, level: libc::c_int, name: libc::c_int, value: 
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Says whether what is sent from now on may be fragmented outside. The kernel reads it when it takes a datagram over.
+pub(super) fn set_outer_fragments(fd: RawFd, ipv4: bool, fragments: OuterFragments) {
+    let value = match fragments {
+        OuterFragments::Never => PMTUDISC_PROBE,
+        OuterFragments::Allowed => PMTUDISC_DONT,
+    };
+    let (level, name) =
+        if ipv4 { (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER) } else { (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER) };
+    // The kernel takes both values on any socket of the family; were it not to, the datagram is refused and counted.
+    if let Err(error) = set_int(&fd, level, name, value) {
+        tracing::debug!(cause = %error, "DF not changed");
+    }
 }
 
 /// Asks for large buffers: past the system limit where CAP_NET_ADMIN allows, else up to it.

@@ -163,11 +163,14 @@ impl Inbound {
             return;
         }
         self.used = start + usize::from(headers.total_len);
-        if trust == Trust::Unverified && usize::from(headers.total_len) > self.mtu && joined_by_kernel(packet, &headers)
-        {
-            let segment = self.mtu.saturating_sub(headers.payload_offset());
-            self.coalescer.push_joined(start, &headers, peer.0, segment);
-            return;
+        if trust == Trust::Unverified && joined_by_kernel(packet, &headers) {
+            if usize::from(headers.total_len) > self.mtu {
+                let segment = self.mtu.saturating_sub(headers.payload_offset());
+                self.coalescer.push_joined(start, &headers, peer.0, segment);
+                return;
+            }
+            // Short segments that fit one packet; the sum over the whole is right by chance or has to be written.
+            checksum::fill_transport(packet, &headers);
         }
         self.coalescer.push(&self.arena, start, &headers, peer.0, joining, trust);
     }

@@ -18,10 +18,11 @@ use crossbeam_channel::Receiver;
 use overlay_dataplane::{Engine, Reply};
 
 use crate::device::{DeviceConfig, Queue, clear_persistence};
-use crate::shared::{SharedRef, WorkerCommand, WorkerEvent};
+use crate::shared::{SharedRef, TurnCounters, WorkerCommand, WorkerEvent, WorkerReport};
 use crate::snapshot::Snapshot;
 use crate::underlay::{Family, RawProtocol};
 use inbound::Inbound;
+pub(crate) use transmit::needs_fragments;
 use transmit::{Held, Transmitter};
 pub use transmit::{Outgoing, SendSockets};
 
@@ -64,6 +65,7 @@ pub struct Worker {
     blocked: bool,
     expired_at: Instant,
     listen_port: u16,
+    turns: TurnCounters,
 }
 
 /// What [`Worker::new`] needs.
@@ -108,6 +110,7 @@ impl Worker {
             blocked: false,
             expired_at: now,
             listen_port: parts.listen_port,
+            turns: TurnCounters::default(),
         }
     }
 
@@ -118,11 +121,12 @@ impl Worker {
             let now = Instant::now();
             let shared = self.shared.clone();
             let snapshot = shared.snapshot.load();
-            let mut work = 0;
-            work += self.receive(&snapshot, now);
-            if !self.blocked {
-                work += self.read_device(&snapshot, now);
-            }
+            let received = self.receive(&snapshot, now);
+            let read = if self.blocked { 0 } else { self.read_device(&snapshot, now) };
+            let work = received + read;
+            self.turns.turns += 1;
+            self.turns.received += received as u64;
+            self.turns.read += read as u64;
             self.blocked = self.transmitter.flush();
             if work == 0 || now.saturating_duration_since(self.expired_at) >= EXPIRE_EVERY {
                 self.engine.expire(now);
@@ -131,6 +135,7 @@ impl Worker {
             }
             idle = if work > 0 { 0 } else { idle + 1 };
             if idle > IDLE_TURNS || self.blocked {
+                self.turns.sleeps += 1;
                 self.sleep();
                 idle = 0;
             }
@@ -176,7 +181,7 @@ impl Worker {
                 self.blocked = self.transmitter.flush();
             }
             WorkerCommand::Counters(answer) => {
-                let _ = answer.send(self.engine.counters().clone());
+                let _ = answer.send(WorkerReport { engine: self.engine.counters().clone(), turns: self.turns });
             }
             WorkerCommand::Stop { remove_device } => {
                 if let (true, Some(queue)) = (remove_device, &self.queue)

@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use overlay_wire::gre::GreHeader;
 use overlay_wire::offload::Segments;
-use overlay_wire::{Encapsulation, PeerIndex, ecn};
+use overlay_wire::{Encapsulation, Mtu, PeerIndex, ecn};
 use parking_lot::MutexGuard;
 
 use crate::counters::PathDrop;
 use crate::peers::PeerState;
 use crate::shared::{HandshakeMessage, SharedRef, WorkerEvent};
 use crate::snapshot::{PathPeer, Snapshot};
-use crate::underlay::{Destination, Flushed, RawProtocol, SendBatch};
+use crate::underlay::{Destination, Flushed, OuterFragments, RawProtocol, SendBatch};
 use crate::wireguard::{DATA_OVERHEAD, HANDSHAKE_MAX};
 
 /// Bytes of datagrams gathered before a flush: sixteen super-packets with their overhead.
@@ -49,6 +49,24 @@ impl Outgoing<'_> {
         }
     }
 
+    fn first_byte(&self) -> Option<u8> {
+        match self {
+            Self::Packet(packet) => packet.first().copied(),
+            Self::Segments(segments) => Some(segments.first_byte()),
+        }
+    }
+
+    /// Whether it may be fragmented outside: what the engine lets through beyond the peer's inner MTU, which is IPv6 up to
+    /// its minimum.
+    #[inline]
+    fn fragments(&self, inner_mtu: usize) -> OuterFragments {
+        if self.longest() <= inner_mtu {
+            OuterFragments::Never
+        } else {
+            needs_fragments(self.first_byte(), self.longest())
+        }
+    }
+
     #[inline]
     fn emit(&self, index: usize, out: &mut [u8]) -> usize {
         match self {
@@ -59,6 +77,14 @@ impl Outgoing<'_> {
             Self::Segments(segments) => segments.emit(index, out),
         }
     }
+}
+
+/// Whether a packet larger than its peer's inner MTU may be fragmented outside: IPv6 up to 1,280 bytes, which every link
+/// must carry (RFC 8200, section 5). Everything else can be told "too big".
+#[cold]
+pub(crate) fn needs_fragments(first: Option<u8>, len: usize) -> OuterFragments {
+    let ipv6 = first.is_some_and(|byte| byte >> 4 == 6);
+    if ipv6 && len <= usize::from(Mtu::IPV6_MIN.get()) { OuterFragments::Allowed } else { OuterFragments::Never }
 }
 
 /// A peer whose lock is held, for as long as packets go to or come from it without a break.
@@ -96,6 +122,14 @@ impl Outlet {
     fn new(fd: Arc<OwnedFd>, bytes: usize, segmentation: bool) -> Self {
         Self { fd, batch: SendBatch::new(bytes, segmentation) }
     }
+
+    #[inline]
+    fn commit(&mut self, len: usize, destination: &Destination, fragments: OuterFragments) {
+        match fragments {
+            OuterFragments::Never => self.batch.commit(len, destination),
+            OuterFragments::Allowed => self.batch.commit_fragmentable(len, destination),
+        }
+    }
 }
 
 /// The sockets a worker sends with.
@@ -129,7 +163,8 @@ impl Transmitter {
         }
     }
 
-    /// Encapsulates to a peer. `tos` is the inner DSCP and ECN, `inner_mtu` the bound that padding keeps.
+    /// Encapsulates to a peer. `tos` is the inner DSCP and ECN, `inner_mtu` the bound that padding keeps and beyond which
+    /// IPv6 may be fragmented outside.
     pub(super) fn send_to(
         &mut self,
         held: &mut Held<'_>,
@@ -140,7 +175,7 @@ impl Transmitter {
     ) {
         let (packets, bytes) = match held.path.encapsulation {
             Encapsulation::Wireguard => self.wireguard(held, outgoing, tos, inner_mtu, now),
-            Encapsulation::Ipip | Encapsulation::Gre => self.plain(held, outgoing, tos),
+            Encapsulation::Ipip | Encapsulation::Gre => self.plain(held, outgoing, tos, inner_mtu),
         };
         if packets > 0 {
             held.path.peer.counters.sent(packets, bytes);
@@ -165,6 +200,7 @@ impl Transmitter {
             return (0, 0);
         };
         let Some(tunnel) = held.state.tunnel.as_mut() else { return (0, 0) };
+        let fragments = outgoing.fragments(inner_mtu);
         let (mut packets, mut bytes) = (0, 0);
         for i in 0..outgoing.count() {
             let len = outgoing.emit(i, &mut self.scratch);
@@ -181,7 +217,7 @@ impl Transmitter {
             };
             match tunnel.seal(&self.scratch[..padded], out) {
                 Ok(sealed) => {
-                    outlet.batch.commit(sealed, &destination);
+                    outlet.commit(sealed, &destination, fragments);
                     packets += 1;
                     bytes += len as u64;
                 }
@@ -208,17 +244,13 @@ impl Transmitter {
         let _ = self.shared.handshakes.try_send(HandshakeMessage::Wanted(held.index));
     }
 
-    fn plain(&mut self, held: &mut Held<'_>, outgoing: &Outgoing<'_>, tos: u8) -> (u64, u64) {
+    fn plain(&mut self, held: &mut Held<'_>, outgoing: &Outgoing<'_>, tos: u8, inner_mtu: usize) -> (u64, u64) {
         let count = outgoing.count();
         let Some(path) = held.path.plain else {
             self.shared.counters.add(PathDrop::NoPath, count as u64);
             return (0, 0);
         };
-        let first = match outgoing {
-            Outgoing::Packet(packet) => packet.first().copied(),
-            Outgoing::Segments(segments) => Some(segments.first_byte()),
-        };
-        let inner_v4 = first.is_some_and(|byte| byte >> 4 == 4);
+        let inner_v4 = outgoing.first_byte().is_some_and(|byte| byte >> 4 == 4);
         let gre = (held.path.encapsulation == Encapsulation::Gre).then_some(held.path.gre);
         let protocol = match (gre, inner_v4) {
             (Some(_), _) => RawProtocol::Gre,
@@ -231,6 +263,7 @@ impl Transmitter {
             return (0, 0);
         };
         let destination = Destination { tos: ecn::encapsulate(tos), ..path };
+        let fragments = outgoing.fragments(inner_mtu);
         let (mut packets, mut bytes) = (0, 0);
         for i in 0..count {
             let header = gre.map(|options| GreHeader {
@@ -254,7 +287,7 @@ impl Transmitter {
                 header.emit(&mut out[..header_len + len]);
                 held.state.gre_sequence = held.state.gre_sequence.wrapping_add(1);
             }
-            outlet.batch.commit(header_len + len, &destination);
+            outlet.commit(header_len + len, &destination, fragments);
             packets += 1;
             bytes += len as u64;
         }

@@ -37,6 +37,7 @@ pub(crate) struct Entry {
     pub(crate) traffic: [Traffic; 2],
     /// Revision of the tables the filter was last asked with.
     pub(crate) revision: u64,
+    /// Modulo 2^32: a restored flow began before the table's time.
     pub(crate) created: Tick,
     pub(crate) expires: Tick,
     /// The peer at the far end; `u32::MAX` where both ends are local.
@@ -78,6 +79,11 @@ impl Entry {
         };
         entry.refresh(now);
         entry
+    }
+
+    /// Whether the slot holds a flow.
+    pub(crate) fn is_live(&self) -> bool {
+        self.live
     }
 
     /// How long the flow lives without another packet.

@@ -32,8 +32,15 @@ fn pack(address: IpAddr) -> [u64; 2] {
 }
 
 fn unpack([high, low]: [u64; 2]) -> IpAddr {
-    IpAddr::V6(Ipv6Addr::from(u128::from(high) << 64 | u128::from(low))).to_canonical()
+    unpack_bits(u128::from(high) << 64 | u128::from(low))
 }
+
+fn unpack_bits(bits: u128) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from(bits)).to_canonical()
+}
+
+/// Bytes of a key: two addresses, two ports, the protocol.
+pub(crate) const KEY_BYTES: usize = 37;
 
 impl FlowKey {
     #[inline]
@@ -50,6 +57,32 @@ impl FlowKey {
     #[inline]
     pub(crate) fn source(&self) -> [u64; 2] {
         self.src
+    }
+
+    pub(crate) fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    /// Writes exactly [`KEY_BYTES`].
+    pub(crate) fn emit(&self, out: &mut Vec<u8>) {
+        for word in self.src.into_iter().chain(self.dst) {
+            out.extend_from_slice(&word.to_be_bytes());
+        }
+        out.extend_from_slice(&self.src_port.to_be_bytes());
+        out.extend_from_slice(&self.dst_port.to_be_bytes());
+        out.push(self.protocol);
+    }
+
+    /// Reads what [`Self::emit`] wrote; `None` for a key that no packet has.
+    pub(crate) fn parse(bytes: &[u8; KEY_BYTES]) -> Option<Self> {
+        let address = |at: usize| {
+            let bytes: [u8; 16] = *bytes[at..].first_chunk()?;
+            Some(unpack_bits(u128::from_be_bytes(bytes)))
+        };
+        let port = |at: usize| bytes[at..].first_chunk().map(|port| u16::from_be_bytes(*port));
+        let (src, dst, protocol) = (address(0)?, address(16)?, bytes[36]);
+        let genuine = src.is_ipv4() == dst.is_ipv4() && !src.is_unspecified() && !dst.is_unspecified() && src != dst;
+        genuine.then_some(Self::new(src, dst, protocol, port(32)?, port(34)?))
     }
 
     /// The tuple the filter sees.

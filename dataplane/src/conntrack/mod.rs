@@ -7,6 +7,7 @@
 
 mod entry;
 mod key;
+mod saved;
 mod shard;
 mod share;
 mod snapshot;
@@ -15,7 +16,7 @@ mod tcp;
 mod tests;
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use overlay_wire::PeerIndex;
@@ -24,6 +25,7 @@ use overlay_wire::packet::{Headers, Transport};
 use overlay_wire::policy::Action;
 use parking_lot::Mutex;
 
+pub use saved::{Cursor, FLOW_BYTES, Pass, Restored, SavedWhile};
 pub use snapshot::{FlowSelector, FlowSnapshot, FlowState};
 
 use crate::early;
@@ -41,7 +43,7 @@ use tcp::{Direction, TcpState, TcpTrack, TcpVerdict};
 const SHARD_FLOWS: usize = 4096;
 /// One source holds at most this part of the table.
 const SOURCE_SHARE: usize = 8;
-/// How long after the start a mid-stream segment may create a flow.
+/// How long after a start without saved flows a mid-stream segment may create a flow.
 const PICKUP_TICKS: Tick = 60 * TICKS_PER_SECOND;
 /// Slots swept by one call of [`Conntrack::expire`].
 const SWEEP_SLOTS: usize = 4096;
@@ -55,6 +57,8 @@ pub struct Conntrack {
     shares: Shares,
     secret: [u8; 16],
     start: Instant,
+    /// Until then a mid-stream segment may create a flow.
+    pickup_until: AtomicU32,
     sweep: AtomicUsize,
 }
 
@@ -121,6 +125,7 @@ impl Conntrack {
             shares: Shares::new(limit, secret.map(|byte| !byte)),
             secret,
             start,
+            pickup_until: AtomicU32::new(PICKUP_TICKS),
             sweep: AtomicUsize::new(0),
         }
     }
@@ -299,7 +304,8 @@ impl Conntrack {
         let track = match message {
             Message::Tcp(tcp) if tcp.flags.syn() && !tcp.flags.ack() => Track::Tcp(TcpTrack::open(tcp, payload_len)),
             Message::Tcp(tcp) => {
-                if tcp.flags.rst() || tcp.flags.syn() || now >= PICKUP_TICKS {
+                let pickup_until = self.pickup_until.load(Ordering::Relaxed);
+                if tcp.flags.rst() || tcp.flags.syn() || now >= pickup_until {
                     return Admission::Drop(DropReason::TcpNoFlow);
                 }
                 let forward = tables.policy.decide(&key.tuple(), path.from, path.to);

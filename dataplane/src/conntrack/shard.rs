@@ -172,6 +172,17 @@ impl Shard {
         removed
     }
 
+    /// Whether a flow fits without another making room.
+    pub(super) fn has_room(&self) -> bool {
+        self.live < self.capacity
+    }
+
+    /// Up to `count` slots from `first` on, free ones among them; fewer at the end.
+    pub(super) fn slots(&self, first: usize, count: usize) -> &[Entry] {
+        let end = first.saturating_add(count).min(self.entries.len());
+        self.entries.get(first..end).unwrap_or_default()
+    }
+
     /// Every live flow.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Entry)> {
         (0u32..).zip(&self.entries).filter(|(_, entry)| entry.live)

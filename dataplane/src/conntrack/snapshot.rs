@@ -138,7 +138,7 @@ fn snapshot(entry: &Entry, now: Tick) -> FlowSnapshot {
         state,
         original: entry.traffic[0],
         reply: entry.traffic[1],
-        age: span(entry.created, now),
+        age: span(0, now.wrapping_sub(entry.created)),
         idle: entry.timeout().saturating_sub(span(now, entry.expires)),
         timeout: span(now, entry.expires),
         peer: peer_of(entry),

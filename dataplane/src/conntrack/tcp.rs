@@ -5,9 +5,12 @@
 //! inside the window passes, but only the exact sequence number ends the flow here. A super-packet is one segment with
 //! the payload of all.
 
+mod saved;
+
 use overlay_wire::packet::{Tcp, TcpFlags};
 
 use crate::reason::DropReason;
+pub(crate) use saved::TCP_BYTES;
 
 /// Slack for acknowledgements that arrive late, in bytes: a window without scaling (van Rooij, section 4.4).
 const MIN_ACK_WINDOW: u32 = 66_000;
@@ -98,6 +101,8 @@ pub(crate) struct TcpTrack {
     liberal: bool,
     /// Both sides sent SYN.
     simultaneous: bool,
+    /// Restored from a file, and no segment has come since that shows it alive.
+    uncertain: bool,
 }
 
 /// What a segment means for its flow.
@@ -154,13 +159,24 @@ impl TcpTrack {
     /// A connection opened by a SYN.
     pub(crate) fn open(tcp: &Tcp, payload_len: u32) -> Self {
         let side = Side::open(tcp, segment_end(tcp, payload_len));
-        Self { sides: [side, Side::default()], state: TcpState::SynSent, liberal: false, simultaneous: false }
+        Self {
+            sides: [side, Side::default()],
+            state: TcpState::SynSent,
+            liberal: false,
+            simultaneous: false,
+            uncertain: false,
+        }
     }
 
     /// A connection found in mid-stream; its windows stay unknown, so it is judged liberally.
     pub(crate) fn pick_up(tcp: &Tcp, payload_len: u32, direction: Direction) -> Self {
-        let mut track =
-            Self { sides: [Side::default(); 2], state: TcpState::Established, liberal: true, simultaneous: false };
+        let mut track = Self {
+            sides: [Side::default(); 2],
+            state: TcpState::Established,
+            liberal: true,
+            simultaneous: false,
+            uncertain: false,
+        };
         track.update(tcp, payload_len, direction);
         track
     }
@@ -198,12 +214,16 @@ impl TcpTrack {
         if !self.in_window(tcp, payload_len, direction) {
             return TcpVerdict::Drop(DropReason::TcpWindow);
         }
+        self.uncertain = false;
         self.update(tcp, payload_len, direction);
         self.advance(tcp, payload_len, direction);
         TcpVerdict::Pass
     }
 
     fn syn(&mut self, tcp: &Tcp, payload_len: u32, direction: Direction) -> TcpVerdict {
+        if self.uncertain && matches!(self.state, TcpState::Established | TcpState::FinWait) {
+            return TcpVerdict::Reopen;
+        }
         let end = segment_end(tcp, payload_len);
         match (self.state, direction) {
             (TcpState::TimeWait | TcpState::Closed | TcpState::LastAck, _) => TcpVerdict::Reopen,

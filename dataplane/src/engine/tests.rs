@@ -483,7 +483,7 @@ fn explanation_agrees_with_the_packet_path() {
     for (src, dst, protocol, dst_port) in cases {
         let mut world = World::new(rules);
         let tuple = Tuple { src: ip(src), dst: ip(dst), protocol, src_port: 1000, dst_port };
-        let steps = explain(&world.tables, &tuple);
+        let steps = explain(&world.tables, &tuple, |_| false);
         let mut bytes = match protocol {
             6 => segment(src, 1000, dst, dst_port, SYN, 1, 0, 0),
             _ => udp(src, 1000, dst, dst_port, 0),
@@ -501,7 +501,7 @@ fn explanation_agrees_with_the_packet_path() {
         assert_eq!(verdict.drop_reason().map(|_| verdict), expected, "{tuple}: {steps:?}");
     }
     let tuple = Tuple { src: ip(A), dst: ip(B), protocol: 6, src_port: 1, dst_port: 80 };
-    let steps = explain(&tables(rules), &tuple);
+    let steps = explain(&tables(rules), &tuple, |_| false);
     assert_eq!(steps[2].detail, "rule 1: allow tcp/80 from host:h1 to host:h2 name web");
     assert_eq!(steps[2].decided_by, Some(DecidedBy::Rule(0)));
     assert_eq!(steps[1].detail, "10.42.1.5 is on this host, 10.42.2.5 is owned by h2: forwarded to h2");
@@ -530,7 +530,7 @@ fn rules_count_what_they_decide_and_log_where_asked() {
     assert_eq!(again.with_hits_of(&world.tables.policy).hits(), [1, 103], "the same rules count on");
     assert_eq!(policy("deny any from any to any").with_hits_of(&world.tables.policy).hits(), [0]);
     let tuple = events[0].tuple;
-    assert!(!explain(&world.tables, &tuple).is_empty());
+    assert!(!explain(&world.tables, &tuple, |_| false).is_empty());
     assert_eq!(world.tables.policy.hits(), [1, 103], "an explanation counts nothing");
 }
 

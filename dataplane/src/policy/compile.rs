@@ -4,38 +4,15 @@ use std::collections::BTreeMap;
 
 use overlay_routing::fib::Fib;
 use overlay_wire::Prefix;
-use overlay_wire::policy::{Protocol, Rule, Selector};
+use overlay_wire::policy::{Protocol, Rule};
 
 use super::bits::RuleBits;
 use super::matcher::{AddressIndex, Matcher, PortIndex, TrafficIndex};
+use super::selector::{Addresses, resolve};
 use super::{HostResolver, Warning};
 
 /// Rules compared with each other in search of shadowed ones; beyond this the search is left out.
 const SHADOW_SEARCH_RULES: usize = 512;
-
-/// The addresses a selector stands for.
-#[derive(Clone, PartialEq, Eq, Debug)]
-enum Addresses {
-    Any,
-    Prefixes(Vec<Prefix>),
-}
-
-impl Addresses {
-    fn covers(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Any, _) => true,
-            (Self::Prefixes(_), Self::Any) => false,
-            (Self::Prefixes(own), Self::Prefixes(theirs)) => theirs.iter().all(|t| own.iter().any(|o| o.covers(t))),
-        }
-    }
-
-    fn has_family(&self, ipv4: bool) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.is_ipv4() == ipv4),
-        }
-    }
-}
 
 struct Resolved<'a> {
     number: u32,
@@ -85,29 +62,6 @@ pub(super) fn compile(rules: &[Rule], hosts: &impl HostResolver) -> (Matcher, Ve
         traffic: traffic(&live),
     };
     (matcher, warnings)
-}
-
-fn resolve(
-    selector: &Selector,
-    rule: usize,
-    hosts: &impl HostResolver,
-    warnings: &mut Vec<Warning>,
-) -> Option<Addresses> {
-    match selector {
-        Selector::Any => Some(Addresses::Any),
-        Selector::Prefix(prefix) => Some(Addresses::Prefixes(vec![*prefix])),
-        Selector::Host(name) => match hosts.prefixes(name) {
-            Some(prefixes) if !prefixes.is_empty() => Some(Addresses::Prefixes(prefixes)),
-            _ => {
-                warnings.push(Warning::UnknownHost { rule, name: name.clone() });
-                None
-            }
-        },
-        Selector::Label { .. } | Selector::Service(_) => {
-            warnings.push(Warning::Unsupported { rule, selector: selector.clone() });
-            None
-        }
-    }
 }
 
 fn addresses<'a>(rules: impl Iterator<Item = (u32, &'a Addresses)>) -> AddressIndex {

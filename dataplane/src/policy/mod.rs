@@ -7,8 +7,10 @@
 mod bits;
 mod compile;
 mod default;
+mod host;
 mod matcher;
 mod record;
+mod selector;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +21,8 @@ use overlay_wire::Prefix;
 use overlay_wire::policy::{Action, DefaultPolicy, PolicySet, Rule, Selector};
 
 pub use default::Grounds;
+pub use host::{HostPolicy, HostRule, HostWay};
+pub use selector::Addresses;
 
 use crate::path::End;
 use matcher::Matcher;

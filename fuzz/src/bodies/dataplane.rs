@@ -8,7 +8,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use overlay_dataplane::{
-    CompiledPolicy, Engine, FlowSelector, Limits, LocalAddresses, PeerInfo, Reply, Route, Tables, Verdict,
+    CompiledPolicy, Conntrack, Cursor, Engine, FLOW_BYTES, FlowSelector, Limits, LocalAddresses, Pass, PeerInfo, Reply,
+    Route, SavedWhile, Tables, Verdict,
 };
 use overlay_routing::fib::Fib;
 use overlay_wire::packet::Headers;
@@ -23,6 +24,48 @@ const POLICY: &str = "deny tcp/22 from any to 10.42.1.0/24\nreject udp/69 from a
 
 /// Runs a script; every verdict must be one the tables allow, every answer a valid packet.
 pub fn engine(bytes: &[u8]) {
+    let (engine, now) = play(bytes);
+    assert!(engine.flows(&FlowSelector::default(), 100, now).len() <= engine.conntrack().len());
+}
+
+/// Takes up any bytes as saved flows; what was taken up must be written and taken up again as it is.
+pub fn saved_flows(bytes: &[u8]) {
+    let now = Instant::now();
+    let fresh = || Conntrack::new(1024, [7; 16], now);
+    let (first, second) = (fresh(), fresh());
+    let Some((control, flows)) = bytes.split_first() else { return };
+    let saved = if control & 1 == 1 { SavedWhile::Running } else { SavedWhile::Stopped };
+    let restored = first.restore(flows, saved, Duration::ZERO, now);
+    assert_eq!(restored.flows, first.len());
+    assert_eq!(restored.flows + restored.expired + restored.refused, flows.len().div_ceil(FLOW_BYTES));
+    let once = written(&first, now);
+    assert_eq!(once.len(), first.len() * FLOW_BYTES);
+    let again = second.restore(&once, SavedWhile::Stopped, Duration::ZERO, now);
+    assert_eq!((again.flows, again.expired, again.refused), (first.len(), 0, 0));
+    let sorted = |bytes: &[u8]| {
+        let mut flows: Vec<Vec<u8>> = bytes.chunks(FLOW_BYTES).map(<[u8]>::to_vec).collect();
+        flows.sort();
+        flows
+    };
+    assert_eq!(sorted(&written(&second, now)), sorted(&once));
+}
+
+/// The flows that a script leaves, as they are saved.
+pub(crate) fn saved_after(script: &[u8]) -> Vec<u8> {
+    let (engine, now) = play(script);
+    written(engine.conntrack(), now)
+}
+
+fn written(table: &Conntrack, now: Instant) -> Vec<u8> {
+    let mut flows = Vec::new();
+    for pass in [Pass::Assured, Pass::Others] {
+        let mut cursor = Cursor::default();
+        while table.save(pass, &mut cursor, now, &mut flows) {}
+    }
+    flows
+}
+
+fn play(bytes: &[u8]) -> (Engine, Instant) {
     static TABLES: OnceLock<[Tables; 2]> = OnceLock::new();
     let tables = TABLES.get_or_init(|| [tables(1, POLICY), tables(2, "default deny\n")]);
     let start = Instant::now();
@@ -69,7 +112,7 @@ pub fn engine(bytes: &[u8]) {
         }
         assert!(engine.conntrack().len() <= 64);
     }
-    assert!(engine.flows(&FlowSelector::default(), 100, now).len() <= engine.conntrack().len());
+    (engine, now)
 }
 
 /// What the tables alone say must hold for a verdict, whatever the state.

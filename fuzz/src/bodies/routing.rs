@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use overlay_routing::fib::Fib;
 use overlay_routing::gossip::{
-    Gossip, GossipConfig, Introduction, Membership, OwnHost, StaticMember, Transmit, cluster_id,
+    Gossip, GossipConfig, GossipEvent, Introduction, Membership, OwnHost, StaticMember, Transmit, cluster_id,
 };
 use overlay_routing::identity::IdentityKey;
 use overlay_routing::membership::CaKey;
+use overlay_wire::gossip::body::FEATURE_CLOCK;
 use overlay_wire::gossip::{Grant, RouteAnnouncement, envelope};
 use overlay_wire::membership::{AuthorityBody, Certificate, Labels, Rights, Serial};
 use overlay_wire::{Encapsulation, Mtu, Prefix};
@@ -87,7 +88,12 @@ fn script(bytes: &[u8], node: fn(usize, Instant, u64) -> Gossip, by_certificate:
                 let prefix = Prefix::truncating(IpAddr::from([10, third, 42, 0]), input.u8() % 33).expect("at most 32");
                 let _ = nodes[at].announce(vec![RouteAnnouncement { prefix, metric: 1 }], now);
             }
-            11 => nodes[at].probe_now(now),
+            11 => {
+                let other = nodes[1 - at].host_id();
+                nodes[at].probe_now(now);
+                nodes[at].check(other, now);
+                nodes[at].ask_clock(other, now);
+            }
             12 => {
                 epoch += 1;
                 nodes[at] = node(at, now, epoch);
@@ -132,7 +138,11 @@ fn sent_after(node: &mut Gossip, call: impl FnOnce(&mut Gossip)) -> Vec<Transmit
 }
 
 fn drain(node: &mut Gossip) -> Vec<Transmit> {
-    while node.poll_event().is_some() {}
+    while let Some(event) = node.poll_event() {
+        if let GossipEvent::ClockAsked { host, nonce } = event {
+            node.tell_clock(host, nonce, nonce);
+        }
+    }
     let mut sent = Vec::new();
     while let Some(transmit) = node.poll_transmit() {
         assert!(transmit.bytes.len() <= envelope::MAX_SENT_BYTES);
@@ -161,7 +171,7 @@ fn node(index: usize, now: Instant, epoch: u64) -> Gossip {
             wireguard_key: [index as u8 + 1; 32],
             encapsulation: Encapsulation::Wireguard,
             mtu: Mtu::ETHERNET,
-            features: 0,
+            features: FEATURE_CLOCK,
             software: "fuzz".to_owned(),
             prefixes: vec![prefix(index).parse().expect("a fixed prefix parses")],
         },

@@ -2,15 +2,12 @@
 
 use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::SigningKey;
-use overlay_netns_harness::{
-    Binaries, Cluster, Container, Host, HostSpec, Lab, Topology, ip, target_directory, wait_for,
-};
+use overlay_netns_harness::{Binaries, Cluster, Container, Host, HostSpec, Lab, Topology, ip, packages, wait_for};
 use rand_core::OsRng;
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 /// The inner MTU of every tunnel that is compared.
@@ -90,7 +87,7 @@ impl Rig {
             }
             Contender::Boringtun => {
                 let containers = plain(&lab, TUNNEL_MTU)?;
-                let program = boringtun()?;
+                let program = packages::boringtun_cli()?;
                 let program = program.to_string_lossy();
                 children = wireguard(&lab, &[&program, "--foreground", "--disable-drop-privileges", "wg0"])?;
                 containers
@@ -168,19 +165,6 @@ fn configure(socket: &std::path::Path, settings: &str) -> Result<()> {
         bail!("the WireGuard program refused its settings: {}", answer.trim());
     }
     Ok(())
-}
-
-/// The program, installed once into the build directory.
-fn boringtun() -> Result<PathBuf> {
-    let root = target_directory()?.join("tools");
-    let program = root.join("bin/boringtun-cli");
-    if !program.is_file() {
-        println!("installing boringtun-cli (once)");
-        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command.args(["install", "--quiet", "--locked", "boringtun-cli", "--root"]).arg(&root);
-        overlay_netns_harness::run(&mut command)?;
-    }
-    Ok(program)
 }
 
 fn hex(bytes: &[u8]) -> String {

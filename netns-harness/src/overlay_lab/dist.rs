@@ -86,7 +86,7 @@ fn fill(binaries: &Binaries, stage: &Path) -> Result<()> {
     let man = stage.join("man");
     fs::create_dir_all(&man)?;
     output(Command::new(&overlayctl).arg("man").arg(&man))?;
-    for example in toml_files(&workspace().join("examples"))? {
+    for example in examples(&workspace().join("examples"))? {
         let name = example.file_name().context("an example has a name")?;
         copy(&example, &stage.join("examples").join(name), 0o644)?;
     }
@@ -101,12 +101,14 @@ fn fill(binaries: &Binaries, stage: &Path) -> Result<()> {
     write(&stage.join("SHA256SUMS"), &sums)
 }
 
-fn toml_files(directory: &Path) -> Result<Vec<PathBuf>> {
+/// Configurations, alert rules and the dashboard.
+fn examples(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found: Vec<PathBuf> = match fs::read_dir(directory) {
         Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
         Err(_) => Vec::new(),
     };
-    found.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    let known = |extension: &std::ffi::OsStr| ["toml", "yml", "json"].iter().any(|known| extension == *known);
+    found.retain(|path| path.extension().is_some_and(known));
     found.sort();
     Ok(found)
 }
@@ -128,6 +130,7 @@ fn debian(stage: &Path, out: &Path, version: &str) -> Result<PathBuf> {
     let mut placed: Vec<(PathBuf, String, u32)> = vec![
         (stage.join("bin/overlayd"), "usr/bin/overlayd".into(), 0o755),
         (stage.join("bin/overlayctl"), "usr/bin/overlayctl".into(), 0o755),
+        (stage.join("install"), "usr/lib/overlayd/install".into(), 0o755),
         (stage.join("overlayd.service"), "lib/systemd/system/overlayd.service".into(), 0o644),
         (stage.join("sysctl.d/60-overlayd.conf"), "usr/lib/sysctl.d/60-overlayd.conf".into(), 0o644),
         (stage.join("sysusers.d/overlayd.conf"), "usr/lib/sysusers.d/overlayd.conf".into(), 0o644),

@@ -8,7 +8,9 @@ mod dist;
 mod machine;
 mod manage;
 mod packages;
+mod saving;
 mod signals;
+mod sim;
 mod soak;
 mod suite;
 mod table;
@@ -55,6 +57,8 @@ enum Action {
     Bench(bench::Options),
     /// Write the tarball and the Debian package.
     Dist(dist::Options),
+    /// Simulate a cluster of up to 1,024 hosts under virtual time.
+    Sim(sim::Options),
     /// Run the full form of one measurement and write its result.
     Soak(soak::Options),
     /// Carry frames between two taps with faults; started by a lab for its own links.
@@ -118,6 +122,7 @@ fn run(action: Action) -> Result<ExitCode> {
         Action::Check => suite::check(),
         Action::Bench(options) => bench::run_bench(&options),
         Action::Dist(options) => dist::run(&options).map(success),
+        Action::Sim(options) => sim::run(&options),
         Action::Soak(options) => soak::run(&options),
         Action::Wire { left, right, faults } => {
             wire::carry(&left, &right, &serde_json::from_str(&faults)?).map(success)

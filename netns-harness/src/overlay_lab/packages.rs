@@ -1,8 +1,7 @@
 //! The Debian packages a command needs: installed where that is allowed, else named.
 
-use anyhow::{Context as _, Result, bail};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use anyhow::{Result, bail};
+use overlay_netns_harness::packages::{exists, install};
 
 /// A program and the package that has it.
 type Need = (&'static str, &'static str);
@@ -16,6 +15,9 @@ pub(crate) const TEST: &[Need] = &[
     ("ping", "iputils-ping"),
     ("wireguard-go", "wireguard-go"),
     ("wg", "wireguard-tools"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
+    ("faketime", "faketime"),
 ];
 /// What the measurements need.
 pub(crate) const BENCH: &[Need] = &[
@@ -39,20 +41,7 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
             bail!("these Debian packages are missing: {list}\nnext: apt-get install {list}");
         }
         println!("installing {list}");
-        let install = |update: bool| {
-            let mut command = Command::new("apt-get");
-            command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).stdout(Stdio::null());
-            if update {
-                command.args(["-qq", "update"]);
-            } else {
-                command.args(["-qq", "-y", "--no-install-recommends", "install"]).args(&missing);
-            }
-            command.status().map(|status| status.success())
-        };
-        let installed = install(false).context("apt-get could not be started")? || (install(true)? && install(false)?);
-        if !installed {
-            bail!("apt-get could not install {list}; install them and try again");
-        }
+        install(&missing)?;
     }
     if !root {
         bail!("network namespaces need root\nnext: run the same command as root, for example through sudo");
@@ -66,9 +55,4 @@ pub(crate) fn missing(needs: &[Need]) -> Vec<&'static str> {
         needs.iter().filter(|(program, _)| !exists(program)).map(|(_, package)| *package).collect();
     missing.dedup();
     missing
-}
-
-fn exists(program: &str) -> bool {
-    let path = std::env::var("PATH").unwrap_or_default();
-    path.split(':').chain(["/usr/sbin", "/sbin"]).any(|directory| Path::new(directory).join(program).is_file())
 }

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::machine::Machine;
-use crate::{packages, signals};
+use crate::{packages, saving, signals, sim};
 
 const ENCAPSULATIONS: [&str; 3] = ["wireguard", "gre", "ipip"];
 
@@ -26,6 +26,10 @@ enum Name {
     Restart,
     /// Verified streams over wires that delay, reorder, corrupt, lose and repeat.
     Faults,
+    /// Throughput with and without saving the flow table, in turns.
+    Saving,
+    /// Clusters of up to a thousand hosts, simulated: spread, deaths, partitions, starts, chaos.
+    Sim,
 }
 
 #[derive(Debug, Args)]
@@ -55,22 +59,40 @@ struct Report {
 
 /// One line of a result.
 #[derive(Debug, Serialize)]
-struct Measurement {
+pub(crate) struct Measurement {
     what: String,
-    value: f64,
-    unit: &'static str,
+    pub(crate) value: f64,
+    unit: String,
     error: Option<String>,
 }
 
+impl Measurement {
+    /// A value that may not exceed its limit.
+    pub(crate) fn limited(what: String, value: f64, unit: String, limit: Option<f64>) -> Self {
+        let error = limit.filter(|limit| value > *limit).map(|limit| format!("at most {limit} {unit}"));
+        Self { what, value, unit, error }
+    }
+
+    /// A measurement that did not come to its end.
+    pub(crate) fn failed(what: String, error: String) -> Self {
+        Self { what, value: 0.0, unit: String::new(), error: Some(error) }
+    }
+
+    pub(crate) fn print(&self) {
+        match &self.error {
+            Some(error) => println!("{}: {:.2} {} FAILED: {error}", self.what, self.value, self.unit),
+            None => println!("{}: {:.2} {}", self.what, self.value, self.unit),
+        }
+    }
+}
+
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    packages::ensure(packages::DEMO)?;
-    signals::clean_on_interrupt();
-    println!("building overlayd and overlayctl (release)");
-    let binaries = Binaries::build(Profile::Release)?;
     let measurements = match options.name {
-        Name::Mtu => mtu(&binaries, options)?,
-        Name::Restart => restart(&binaries, options)?,
-        Name::Faults => faults(&binaries, options)?,
+        Name::Mtu => mtu(&with_daemons()?, options)?,
+        Name::Restart => restart(&with_daemons()?, options)?,
+        Name::Faults => faults(&with_daemons()?, options)?,
+        Name::Saving => saving::run(&with_daemons()?, options.size)?,
+        Name::Sim => sim::full(options.seed, options.size)?,
     };
     let name = options.name.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
     let held = measurements.iter().all(|measurement| measurement.error.is_none());
@@ -86,6 +108,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn with_daemons() -> Result<Binaries> {
+    packages::ensure(packages::DEMO)?;
+    signals::clean_on_interrupt();
+    println!("building overlayd and overlayctl (release)");
+    Binaries::build(Profile::Release)
+}
+
 /// Two hosts with one container each.
 fn cluster(binaries: &Binaries, encapsulation: &str, hosts: &[HostSpec]) -> Result<(Lab, Container, Container)> {
     let name = format!("soak{}", std::process::id());
@@ -97,15 +126,13 @@ fn cluster(binaries: &Binaries, encapsulation: &str, hosts: &[HostSpec]) -> Resu
     Ok((lab, containers.0, containers.1))
 }
 
-fn measured(what: String, unit: &'static str, work: impl FnOnce() -> Result<f64>) -> Measurement {
+pub(crate) fn measured(what: String, unit: &'static str, work: impl FnOnce() -> Result<f64>) -> Measurement {
     let result = work();
     let error = result.as_ref().err().map(|error| format!("{error:#}"));
     let value = result.unwrap_or(0.0);
-    match &error {
-        Some(error) => println!("{what}: FAILED: {error}"),
-        None => println!("{what}: {value:.2} {unit}"),
-    }
-    Measurement { what, value, unit, error }
+    let measurement = Measurement { what, value, unit: unit.to_owned(), error };
+    measurement.print();
+    measurement
 }
 
 fn mtu(binaries: &Binaries, options: &Options) -> Result<Vec<Measurement>> {

@@ -12,19 +12,31 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use super::Gossip;
 use super::crypto::{AckTranscript, IntroduceKeys, Sealed, diffie_hellman, introduce_signed_bytes, seal};
 use super::limiter::SourceKind;
-use super::peer::PendingContact;
+use super::peer::{MAX_PENDING_CONTACTS, PendingContact};
 use super::view::{GossipEvent, MemberState};
 use crate::identity::IdentityPublic;
+
+/// So many members down make sealed probes take the place of three first contacts in four.
+const PROBE_CROWD: u32 = 16;
 
 impl Gossip {
     /// Sends an INTRODUCE to every address of a member and schedules the next.
     pub(super) fn send_introduce(&mut self, host: HostId, now: Instant) {
         let Some(peer) = self.peers.get_mut(&host) else { return };
         let pause = peer.next_contact_pause(&mut self.rng);
-        // With very many members down the pauses grow, so that trying them stays cheap.
-        let crowd = (self.peers.values().filter(|peer| peer.contact.next.is_some()).count() / 64) as u32;
-        let Some(peer) = self.peers.get_mut(&host) else { return };
-        peer.contact.next = Some(now + pause * (1 + crowd));
+        // With very many members down the pauses grow, so that trying them stays cheap. Where a channel exists a sealed
+        // probe is far cheaper than a first contact, and finds a member that was only cut off.
+        let turn = peer.contact.turn;
+        peer.contact.turn = turn.wrapping_add(1);
+        if peer.pair.is_none() || self.crowd < PROBE_CROWD {
+            peer.contact.next = Some(now + pause * (1 + self.crowd / 64));
+        } else {
+            peer.contact.next = Some(now + pause * (1 + self.crowd / 512));
+            if turn % 4 != 0 {
+                self.start_probe(host, now);
+                return;
+            }
+        }
         let addresses = peer.candidates();
         if addresses.is_empty() {
             return;
@@ -51,6 +63,12 @@ impl Gossip {
         let datagram = seal(&key, &nonce, introduce_header(&ephemeral, &nonce), &content.encode());
         let tag = keys.tag(&ephemeral);
         peer.remember_contact(PendingContact { tag, nonce: content.nonce, secret, ephemeral, keys, sent: now });
+        self.contact_tags.insert(tag, host);
+        if self.contact_tags.len() > MAX_PENDING_CONTACTS * self.peers.len() {
+            let peers = &self.peers;
+            self.contact_tags
+                .retain(|tag, host| peers.get(host).is_some_and(|peer| peer.awaits_contact(tag).is_some()));
+        }
         addresses.into_iter().for_each(|to| self.transmit(to, datagram.clone()));
     }
 
@@ -62,7 +80,7 @@ impl Gossip {
         sealed: &Sealed<'_>,
         now: Instant,
     ) {
-        let known = self.peers.values().any(|peer| peer.is_endpoint(from));
+        let known = self.endpoints.contains(&from);
         let kind = if known { SourceKind::Member } else { SourceKind::Stranger };
         if !self.contacts.allow(from.ip(), kind, now) {
             self.counters.rate_limited += 1;
@@ -164,10 +182,8 @@ impl Gossip {
         sealed: &Sealed<'_>,
         now: Instant,
     ) {
-        let found = self.peers.values().find_map(|peer| {
-            let at = peer.contact.pending.iter().position(|pending| pending.tag == tag)?;
-            Some((peer.host, at))
-        });
+        let host = self.contact_tags.get(&tag).copied();
+        let found = host.and_then(|host| Some((host, self.peers.get(&host)?.awaits_contact(&tag)?)));
         let Some((host, at)) = found else {
             self.counters.unknown_sender += 1;
             return;
@@ -224,7 +240,7 @@ impl Gossip {
         self.start_probe(host, now);
     }
 
-    /// Greets a member that came up: what each holds is compared at once.
+    /// Compares what each holds with a member.
     pub(super) fn greet(&mut self, host: HostId) {
         let digest = Message::Digest(Box::new(*self.store.digest()));
         self.send(host, &digest);

@@ -10,42 +10,46 @@ use overlay_wire::HostId;
 use overlay_wire::gossip::{Message, PlainStatus};
 use rand_core::RngCore as _;
 
-use super::peer::{Outcomes, Probe, ProbeStage, Verification};
+use super::peer::{Outcomes, Peer, Probe, ProbeStage, Verification};
+use super::spread::GREETING_RATE;
 use super::view::{DownReason, GossipEvent, MemberState};
 use super::{Gossip, Relay};
 
-/// Pause between the rounds of a verification.
+/// Time from the start of one round of a verification to the next.
 const ROUND_GAP: Duration = Duration::from_millis(500);
 /// The shortest time from the first failed round to a verdict; real loss comes in bursts.
 const VERDICT_FLOOR: Duration = Duration::from_secs(3);
+/// Up to so many members, all are probed in every tick.
+const SMALL_CLUSTER: usize = 8;
+/// Members of a large cluster probed in one tick.
+const PROBES_PER_TICK: usize = 4;
 /// Members asked to probe for us in one round.
 const HELPERS: usize = 3;
-/// Failed rounds after which others are told.
-const RUMOUR_AFTER: u32 = 3;
 /// Own checks of one member because of rumours are this far apart at least.
 const RUMOUR_GAP: Duration = Duration::from_secs(5);
 /// Probes made for others at once.
 const MAX_RELAYS: usize = 1024;
+/// Failed rounds of one verification that count as loss.
+const MAX_LOSSES: u32 = 4;
 /// How long a probe for another host may take.
 const RELAY_LIFE: Duration = Duration::from_secs(2);
 
 impl Gossip {
     /// Starts the probes of one tick: every member of a small cluster, a few in turn of a large one.
     pub(super) fn probe_tick(&mut self, now: Instant) {
-        let hosts: Vec<HostId> = self
+        self.crowd = self.peers.values().filter(|peer| peer.contact.next.is_some()).count() as u32;
+        let mut hosts: Vec<HostId> = self
             .peers
-            .values()
+            .after(self.last_probed)
             .filter(|peer| peer.pair.is_some() && peer.probe.is_none() && peer.verification.next.is_none())
             .filter(|peer| peer.state != MemberState::New)
             .map(|peer| peer.host)
+            .take(SMALL_CLUSTER + 1)
             .collect();
-        if hosts.is_empty() {
-            return;
+        if hosts.len() > SMALL_CLUSTER {
+            hosts.truncate(PROBES_PER_TICK);
         }
-        let per_tick = if hosts.len() <= 8 { hosts.len() } else { 4 };
-        let start = hosts.partition_point(|host| Some(*host) <= self.last_probed);
-        for step in 0..per_tick {
-            let host = hosts[(start + step) % hosts.len()];
+        for host in hosts {
             self.last_probed = Some(host);
             self.start_probe(host, now);
         }
@@ -57,8 +61,10 @@ impl Gossip {
         let Some(peer) = self.peers.get_mut(&host) else { return };
         let Some(to) = peer.probe_address().filter(|_| peer.pair.is_some()) else { return };
         let deadline = now + peer.probe_timeout();
-        peer.probe = Some(Probe { nonce, to, sent: now, deadline, stage: ProbeStage::Direct, others_reach_it: false });
-        let message = Message::Probe { nonce, plain: peer.plain_ours };
+        peer.round_began = now;
+        let (stage, plain) = (ProbeStage::Direct, peer.plain_ours);
+        peer.probe = Some(Probe { nonce, to, sent: now, deadline, stage, others_reach_it: false, plain });
+        let message = Message::Probe { nonce, plain };
         self.send_to(host, &message, to);
     }
 
@@ -69,6 +75,11 @@ impl Gossip {
         if probe.stage == ProbeStage::Indirect {
             let others_reach_it = probe.others_reach_it;
             self.round_failed(host, others_reach_it, now);
+            return;
+        }
+        if !peer.state.is_reachable() {
+            // There is no verdict to prepare; the next attempt of first contact comes anyway.
+            peer.probe = None;
             return;
         }
         let timeout = probe.deadline.saturating_duration_since(probe.sent);
@@ -87,8 +98,10 @@ impl Gossip {
         let has_helpers = self.peers.values().any(|peer| peer.host != host && peer.state == MemberState::Up);
         let Some(peer) = self.peers.get_mut(&host) else { return };
         peer.probe = None;
-        let loss_before = peer.outcomes.loss_percent();
+        let own = if peer.outcomes.tell_loss() { peer.outcomes.loss_percent() } else { 0 };
+        let loss_before = own.max(self.loss.loss_percent());
         peer.outcomes.push(true);
+        let next_round = (peer.round_began + ROUND_GAP).max(now);
         if !peer.state.is_reachable() {
             return;
         }
@@ -98,7 +111,7 @@ impl Gossip {
         }
         verification.failed += 1;
         verification.reached_by_others += u32::from(reached_by_others);
-        verification.next = Some(now + ROUND_GAP);
+        verification.next = Some(next_round);
         let long_enough = verification.started.is_some_and(|at| now.saturating_duration_since(at) >= VERDICT_FLOOR);
         let verdict = verification.failed >= verification.rounds_needed(has_helpers) && long_enough;
         let (failed, by_others) = (verification.failed, verification.reached_by_others);
@@ -123,7 +136,7 @@ impl Gossip {
             }
         } else if verdict {
             self.member_down(host, DownReason::NoAnswer, now);
-        } else if failed == RUMOUR_AFTER {
+        } else if !reached_by_others {
             let told = self.random_reachable(HELPERS, host);
             told.into_iter().for_each(|helper| self.send(helper, &Message::Suspect { host }));
         }
@@ -165,7 +178,9 @@ impl Gossip {
             peer.offered.clear();
             self.emit(GossipEvent::MemberUp { host });
             self.hand_over_authority(host);
-            self.greet(host);
+            if self.greetings.take(GREETING_RATE, 1, now) {
+                self.greet(host);
+            }
         }
     }
 
@@ -185,6 +200,9 @@ impl Gossip {
         now: Instant,
     ) {
         self.note_plain(host, plain);
+        if self.check_answered(host, nonce, now) {
+            return;
+        }
         if let Some(relay) = self.relays.get(&nonce).filter(|relay| relay.target == host).copied() {
             self.relays.remove(&nonce);
             self.send(relay.requester, &Message::IndirectAck { nonce: relay.nonce, target: host });
@@ -194,15 +212,27 @@ impl Gossip {
         let Some(probe) = peer.probe.filter(|probe| probe.nonce == nonce) else { return };
         peer.probe = None;
         peer.outcomes.push(false);
+        // Rounds that failed before a member answered after all were lost, not unanswered.
+        (0..peer.verification.failed.min(MAX_LOSSES)).for_each(|_| self.loss.push(true));
+        self.loss.push(false);
         peer.measure(now.saturating_duration_since(probe.sent));
         let validated = (from == probe.to && peer.validated_source != Some(from)).then_some(from);
         if validated.is_some() {
             peer.validated_source = validated;
         }
+        let heard = peer.plain_heard != probe.plain;
+        peer.plain_heard = probe.plain;
+        let outdated = probe.plain != peer.plain_ours;
         self.note_observed(host, observed);
         self.member_answers(host, now);
         if let Some(source) = validated {
             self.emit(GossipEvent::SourceValidated { host, source });
+        }
+        if heard {
+            self.emit(GossipEvent::PlainStatusHeard { host });
+        }
+        if outdated {
+            self.start_probe(host, now);
         }
     }
 
@@ -285,6 +315,7 @@ impl Gossip {
         let Some(peer) = self.peers.get_mut(&host) else { return };
         if peer.endpoint != Some(endpoint) {
             peer.endpoint = Some(endpoint);
+            self.endpoints.insert(endpoint);
             if peer.validated_source != Some(endpoint) {
                 peer.validated_source = None;
             }
@@ -294,12 +325,24 @@ impl Gossip {
 
     /// Up to `count` reachable members in random order, without `except`.
     pub(super) fn random_reachable(&mut self, count: usize, except: HostId) -> Vec<HostId> {
-        let mut hosts: Vec<HostId> = self
-            .peers
-            .values()
-            .filter(|peer| peer.state == MemberState::Up && peer.host != except)
-            .map(|peer| peer.host)
-            .collect();
+        let members = self.peers.len();
+        let wanted = |peer: &&Peer| peer.state == MemberState::Up && peer.host != except;
+        if members > 8 * count {
+            // Drawing until enough are found reaches few members where most are up.
+            let mut found = Vec::with_capacity(count);
+            for _ in 0..4 * count {
+                let place = self.rng.next_u64() as usize % members;
+                if let Some(peer) = self.peers.at(place).filter(wanted)
+                    && !found.contains(&peer.host)
+                {
+                    found.push(peer.host);
+                    if found.len() == count {
+                        return found;
+                    }
+                }
+            }
+        }
+        let mut hosts: Vec<HostId> = self.peers.values().filter(wanted).map(|peer| peer.host).collect();
         let count = count.min(hosts.len());
         for at in 0..count {
             let other = at + self.rng.next_u64() as usize % (hosts.len() - at);

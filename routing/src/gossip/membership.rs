@@ -115,6 +115,7 @@ impl Gossip {
         for introduction in membership.introductions {
             self.introduce_member(introduction, now);
         }
+        self.refresh_endpoints();
         self.settle_standing(now);
         self.settle_policy();
         self.settle_routes();

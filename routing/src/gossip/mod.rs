@@ -16,14 +16,17 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 use x25519_dalek::{PublicKey, StaticSecret};
 
+mod check;
 mod config;
 mod contact;
 pub(crate) mod crypto;
 mod detect;
+mod introduced;
 mod limiter;
 mod membership;
 mod pair;
 mod peer;
+mod peers;
 mod policy;
 mod publish;
 mod renewal;
@@ -41,10 +44,13 @@ pub use view::{DownReason, GossipCounters, GossipEvent, MemberState, MemberView,
 
 use crate::identity::IdentityKey;
 use crate::rib::Rib;
+use check::Questions;
 use crypto::Sealed;
-use limiter::ContactLimiter;
+use limiter::{Bucket, ContactLimiter};
 use pair::OpenError;
-use peer::{MEMBER_RATE, Peer};
+use peer::{MEMBER_RATE, Outcomes, Peer};
+use peers::Peers;
+use spread::{EXCHANGE_RATE, GREETING_RATE};
 use store::Store;
 use trust::Trust;
 
@@ -81,7 +87,7 @@ pub struct Gossip {
     own: OwnHost,
     announced: Vec<RouteAnnouncement>,
     foreign: Vec<ForeignPrefixes>,
-    peers: BTreeMap<HostId, Peer>,
+    peers: Peers,
     /// Receive tags of all pairs.
     tags: BTreeMap<[u8; 8], HostId>,
     wireguard_keys: BTreeMap<HostId, [u8; 32]>,
@@ -95,6 +101,9 @@ pub struct Gossip {
     introduce_counter: u64,
     contacts: ContactLimiter,
     relays: BTreeMap<u64, Relay>,
+    questions: Questions,
+    /// Tags of first contacts that await their answer.
+    contact_tags: BTreeMap<[u8; 8], HostId>,
     pushes: BTreeMap<RecordKey, u32>,
     next_push: Option<Instant>,
     next_tick: Instant,
@@ -102,6 +111,18 @@ pub struct Gossip {
     trust: Trust,
     rib: Arc<Rib>,
     routes_stale: bool,
+    /// When stale routes are rebuilt at the latest.
+    next_settle: Instant,
+    /// Every address under which a member is known.
+    endpoints: BTreeSet<SocketAddr>,
+    /// Members whose first contact is awaited, counted once a second.
+    crowd: u32,
+    /// Loss of round trips to members that live.
+    loss: Outcomes,
+    /// How many digests may still be sent to members that came up, and how many version lists in answer to digests.
+    greetings: Bucket,
+    exchanges: Bucket,
+    next_verdicts: Instant,
     rng: ChaCha20Rng,
     transmits: VecDeque<Transmit>,
     events: VecDeque<GossipEvent>,
@@ -128,8 +149,9 @@ impl Gossip {
     pub fn new(config: GossipConfig, seed: [u8; 32], now: Instant, boot_epoch: u64) -> Result<Self, GossipError> {
         let mut rng = ChaCha20Rng::from_seed(seed);
         let box_secret = StaticSecret::random_from_rng(&mut rng);
+        let host = config.identity.host_id();
         let mut gossip = Self {
-            host: config.identity.host_id(),
+            host,
             identity: config.identity,
             cluster: config.cluster,
             boot_epoch,
@@ -138,7 +160,7 @@ impl Gossip {
             own: config.own,
             announced: Vec::new(),
             foreign: config.foreign,
-            peers: BTreeMap::new(),
+            peers: Peers::default(),
             tags: BTreeMap::new(),
             wireguard_keys: BTreeMap::new(),
             store: Store::default(),
@@ -149,13 +171,23 @@ impl Gossip {
             introduce_counter: 0,
             contacts: ContactLimiter::new(now),
             relays: BTreeMap::new(),
+            questions: Questions::default(),
+            contact_tags: BTreeMap::new(),
             pushes: BTreeMap::new(),
             next_push: None,
             next_tick: now + TICK,
-            last_probed: None,
+            // Everybody begins elsewhere: hosts that started together would otherwise probe the same members in step.
+            last_probed: Some(host),
             trust: Trust::default(),
             rib: Arc::default(),
             routes_stale: true,
+            next_settle: now,
+            endpoints: BTreeSet::new(),
+            crowd: 0,
+            loss: Outcomes::default(),
+            greetings: Bucket::full(GREETING_RATE, now),
+            exchanges: Bucket::full(EXCHANGE_RATE, now),
+            next_verdicts: now,
             rng,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -191,17 +223,19 @@ impl Gossip {
                 self.handle_introduce_ack(from, tag, &box_key, &Sealed { header, nonce, ciphertext }, now);
             }
         }
-        self.settle_routes();
+        self.settle_in_time(now);
+        self.peers.settle_timers();
     }
 
     /// Does what is due: first contacts, probe rounds, pushes, and once a second the protocol period.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.peers.settle_timers();
         if self.poll_timeout().is_some_and(|due| now.saturating_duration_since(due) > STALL) {
             self.forgive_all(now);
+            self.peers.settle_timers();
         }
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let hosts: Vec<HostId> = self.peers.keys().copied().collect();
-        for host in hosts {
+        for host in self.peers.due(now) {
             if self.peers.get(&host).is_some_and(|peer| due(peer.probe.map(|probe| probe.deadline))) {
                 self.probe_deadline(host, now);
             }
@@ -228,7 +262,8 @@ impl Gossip {
             self.settle_standing(now);
             self.renewal_tick(now);
         }
-        self.settle_routes();
+        self.settle_in_time(now);
+        self.peers.settle_timers();
     }
 
     /// The next datagram to send.
@@ -246,11 +281,8 @@ impl Gossip {
     /// When to call [`Self::handle_timeout`] next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let per_peer = self.peers.values().flat_map(|peer| {
-            let round = if peer.probe.is_some() { None } else { peer.verification.next };
-            [peer.contact.next, peer.probe.map(|probe| probe.deadline), round]
-        });
-        per_peer.chain([self.next_push, Some(self.next_tick)]).flatten().min()
+        let settle = if self.routes_stale { Some(self.next_settle) } else { None };
+        [self.peers.next_timer(), self.next_push, Some(self.next_tick), settle].into_iter().flatten().min()
     }
 
     /// Replaces the member list and grants, as after a reload; records of hosts that are members no more are forgotten.
@@ -273,8 +305,10 @@ impl Gossip {
                 self.remove_member(host);
             }
         }
+        // Each host begins behind its own id: otherwise all would contact the lowest one first, in one instant.
+        let behind = wanted.split_off(&self.host);
         let mut first_contact = now;
-        for (host, member) in wanted {
+        for (host, member) in behind.into_iter().chain(wanted) {
             match self.peers.get_mut(&host) {
                 Some(peer) => {
                     let moved = peer.member.endpoints != member.endpoints;
@@ -291,6 +325,7 @@ impl Gossip {
                 }
             }
         }
+        self.refresh_endpoints();
         self.routes_stale = true;
         self.settle_standing(now);
         self.settle_routes();
@@ -372,6 +407,7 @@ impl Gossip {
         self.wireguard_keys.remove(&host);
         self.store.remove_owner(host);
         self.relays.retain(|_, relay| relay.requester != host && relay.target != host);
+        self.questions.forget(host);
         self.routes_stale = true;
     }
 
@@ -415,7 +451,7 @@ impl Gossip {
             Message::Ack { nonce, plain, observed } => self.handle_ack(host, from, nonce, plain, observed, now),
             Message::IndirectProbe { nonce, target } => self.handle_indirect_probe(host, nonce, target, now),
             Message::IndirectAck { nonce, target } => self.handle_indirect_ack(nonce, target),
-            Message::Digest(hashes) => self.handle_digest(host, &hashes),
+            Message::Digest(hashes) => self.handle_digest(host, &hashes, now),
             Message::Versions { bucket, after, through, entries } => {
                 self.handle_versions(host, bucket, (after, through), &entries, now);
             }
@@ -428,8 +464,10 @@ impl Gossip {
                 self.member_down(host, DownReason::Left, now);
                 return;
             }
-            Message::VerdictRequest { .. } => self.handle_verdict_request(host),
+            Message::VerdictRequest { .. } => self.handle_verdict_request(host, now),
             Message::Verdicts { version, entries } => self.handle_verdicts(host, version, entries),
+            Message::ClockRequest { nonce } => self.emit(GossipEvent::ClockAsked { host, nonce }),
+            Message::Clock { nonce, unix_ms } => self.handle_clock(host, nonce, unix_ms, now),
             Message::CertificateRequest { nonce } => self.handle_certificate_request(host, nonce, now),
             Message::Certificate { nonce, certificate } => self.handle_certificate(nonce, *certificate, now),
         }

@@ -5,7 +5,7 @@ use overlay_wire::gossip::Message;
 use overlay_wire::gossip::envelope::{Content, MAX_MESSAGE_BYTES, sealed_header};
 use rand_chacha::ChaCha20Rng;
 use rand_core::RngCore as _;
-use x25519_dalek::{PublicKey, StaticSecret};
+use x25519_dalek::{PublicKey, SharedSecret, StaticSecret};
 
 use super::crypto::{Direction, Key, Sealed, diffie_hellman, seal};
 
@@ -53,6 +53,17 @@ impl Pair {
     /// Derives the channel; `None` when the member's box key is a small-order point.
     pub(super) fn new(own: &OwnSide<'_>, them: HostId, their_box: [u8; 32], their_epoch: u64) -> Option<Self> {
         let shared = diffie_hellman(own.secret, &PublicKey::from(their_box))?;
+        Some(Self::from_shared(own, them, their_box, their_epoch, &shared))
+    }
+
+    /// Derives the channel from the secret that both box keys share.
+    pub(super) fn from_shared(
+        own: &OwnSide<'_>,
+        them: HostId,
+        their_box: [u8; 32],
+        their_epoch: u64,
+        shared: &SharedSecret,
+    ) -> Self {
         let out = Direction {
             cluster: own.cluster,
             from: own.host,
@@ -62,17 +73,17 @@ impl Pair {
         };
         let back = Direction { from: out.to, to: out.from, from_box: out.to_box, to_box: out.from_box, ..out };
         let lower = if own.host < them { out } else { back };
-        Some(Self {
+        Self {
             their_box,
             their_epoch,
-            send_key: out.seal_key(&shared),
-            receive_key: back.seal_key(&shared),
-            send_tag: out.tag(&shared),
-            receive_tag: back.tag(&shared),
-            gre_key: lower.gre_key(&shared),
+            send_key: out.seal_key(shared),
+            receive_key: back.seal_key(shared),
+            send_tag: out.tag(shared),
+            receive_tag: back.tag(shared),
+            gre_key: lower.gre_key(shared),
             sequence: 0,
             window: ReplayWindow::default(),
-        })
+        }
     }
 
     pub(super) fn is_for(&self, their_box: &[u8; 32], their_epoch: u64) -> bool {

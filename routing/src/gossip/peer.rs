@@ -24,9 +24,11 @@ const CONTACT_FIRST: Duration = Duration::from_millis(100);
 /// The longest pause between first contacts.
 const CONTACT_LONGEST: Duration = Duration::from_secs(5);
 /// First contacts whose answers are still awaited, per member.
-const MAX_PENDING_CONTACTS: usize = 4;
+pub(super) const MAX_PENDING_CONTACTS: usize = 4;
 /// Probe outcomes remembered.
 const OUTCOMES: u32 = 64;
+/// Probe outcomes that say something about loss; a member of a large cluster is probed once in minutes.
+const ENOUGH_OUTCOMES: u32 = 24;
 /// How long the previous GRE key stays valid.
 pub(super) const GRE_KEY_OVERLAP: Duration = Duration::from_secs(5);
 /// Addresses tried for one member.
@@ -58,8 +60,12 @@ pub(super) struct Peer {
     pub(super) outcomes: Outcomes,
     pub(super) contact: Contact,
     pub(super) probe: Option<Probe>,
+    /// When the last round began.
+    pub(super) round_began: Instant,
     pub(super) verification: Verification,
     pub(super) plain_ours: PlainStatus,
+    /// What it heard from us last: the status in the newest probe that it answered.
+    pub(super) plain_heard: PlainStatus,
     pub(super) plain_theirs: PlainStatus,
     pub(super) bucket: Bucket,
     /// When it was last probed out of turn, because something unexpected came from it.
@@ -71,6 +77,8 @@ pub(super) struct Peer {
     /// Records sent on request of a digest, so that one it does not want is not sent every second.
     pub(super) offered: BTreeMap<RecordKey, Offer>,
     pub(super) verdicts: Verdicts,
+    /// What the index of timers holds for it.
+    pub(super) timer: Option<Instant>,
 }
 
 /// First contact with a member.
@@ -78,6 +86,8 @@ pub(super) struct Contact {
     /// When to send the next; `None` while the member answers.
     pub(super) next: Option<Instant>,
     pub(super) pause: Duration,
+    /// Counts the attempts.
+    pub(super) turn: u32,
     pub(super) pending: VecDeque<PendingContact>,
     /// The newest (boot epoch, counter) taken from it.
     pub(super) newest_seen: Option<(u64, u64)>,
@@ -102,6 +112,8 @@ pub(super) struct Probe {
     pub(super) deadline: Instant,
     pub(super) stage: ProbeStage,
     pub(super) others_reach_it: bool,
+    /// The plain status it carries.
+    pub(super) plain: PlainStatus,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,12 +182,15 @@ impl Peer {
             contact: Contact {
                 next: Some(first_contact),
                 pause: CONTACT_FIRST,
+                turn: 0,
                 pending: VecDeque::new(),
                 newest_seen: None,
             },
             probe: None,
+            round_began: now,
             verification: Verification::default(),
             plain_ours: PlainStatus::default(),
+            plain_heard: PlainStatus::default(),
             plain_theirs: PlainStatus::default(),
             bucket: Bucket::full(MEMBER_RATE, now),
             last_prompt_probe: None,
@@ -183,7 +198,14 @@ impl Peer {
             last_older_run: None,
             offered: BTreeMap::new(),
             verdicts: Verdicts::default(),
+            timer: None,
         }
+    }
+
+    /// When it next has something due: first contact, the deadline of a probe, the next round.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let round = if self.probe.is_some() { None } else { self.verification.next };
+        [self.contact.next, self.probe.map(|probe| probe.deadline), round].into_iter().flatten().min()
     }
 
     /// The addresses to try, the learned one first.
@@ -209,8 +231,14 @@ impl Peer {
         if candidates.is_empty() { None } else { Some(candidates[turn % candidates.len()]) }
     }
 
-    pub(super) fn is_endpoint(&self, address: SocketAddr) -> bool {
-        self.endpoint == Some(address) || self.member.endpoints.contains(&address) || self.published.contains(&address)
+    /// Every address under which it is known.
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = SocketAddr> {
+        self.endpoint.iter().chain(&self.member.endpoints).chain(&self.published).copied()
+    }
+
+    /// The place among the awaited first contacts of the one with this tag.
+    pub(super) fn awaits_contact(&self, tag: &[u8; 8]) -> Option<usize> {
+        self.contact.pending.iter().position(|pending| pending.tag == *tag)
     }
 
     /// How long to wait for a probe's answer: three round trips, 100 ms to 1 s.
@@ -228,6 +256,7 @@ impl Peer {
     /// Starts trying first contact from the beginning.
     pub(super) fn seek(&mut self, at: Instant) {
         self.contact.pause = CONTACT_FIRST;
+        self.contact.turn = 0;
         self.contact.next = Some(at);
     }
 
@@ -260,7 +289,8 @@ impl Verification {
     pub(super) fn rounds_needed(&self, has_helpers: bool) -> u32 {
         match (self.loss_before, has_helpers) {
             (0..=10, true) => 6,
-            (11..=20, true) => 10,
+            (11..=30, true) => 10,
+            (31..=45, true) => 14,
             (_, true) => 20,
             (0..=2, false) => 6,
             (3..=10, false) => 9,
@@ -275,6 +305,11 @@ impl Outcomes {
     pub(super) fn push(&mut self, lost: bool) {
         self.lost = self.lost << 1 | u64::from(lost);
         self.count = (self.count + 1).min(OUTCOMES);
+    }
+
+    /// Whether there are enough probes to speak of loss.
+    pub(super) fn tell_loss(&self) -> bool {
+        self.count >= ENOUGH_OUTCOMES
     }
 
     /// Lost probes in percent of those remembered.
@@ -304,7 +339,7 @@ mod tests {
     #[test]
     fn more_loss_needs_more_rounds() {
         let rounds = |loss_before, helpers| Verification { loss_before, ..Default::default() }.rounds_needed(helpers);
-        assert_eq!([rounds(0, true), rounds(19, true), rounds(51, true)], [6, 10, 20]);
+        assert_eq!([rounds(0, true), rounds(19, true), rounds(36, true), rounds(51, true)], [6, 10, 14, 20]);
         assert_eq!([rounds(0, false), rounds(19, false), rounds(51, false)], [6, 13, 30]);
     }
 }

@@ -7,14 +7,17 @@ use overlay_wire::HostId;
 use overlay_wire::gossip::body::{BodyError, MAX_CERTIFIED_HOST_BODY_BYTES, MAX_ROUTES_PER_RECORD};
 use overlay_wire::gossip::message::MAX_VERDICTS;
 use overlay_wire::gossip::record::MAX_BODY_BYTES;
-use overlay_wire::gossip::{HostBody, Message, Record, RecordKey, RecordKind, RouteAnnouncement, RoutesBody};
+use overlay_wire::gossip::{
+    HostBody, Message, PlainStatus, Record, RecordKey, RecordKind, RouteAnnouncement, RoutesBody,
+};
 use overlay_wire::membership::certificate::decode_certificate_body;
 use overlay_wire::membership::{PolicyShard, PolicyStatus};
+use rand_core::RngCore as _;
 
 use super::config::{GossipError, OwnHost};
 use super::contact::is_host_record;
 use super::pair::{OwnSide, Pair};
-use super::peer::GRE_KEY_OVERLAP;
+use super::peer::{GRE_KEY_OVERLAP, Peer};
 use super::store::{Freshness, MAX_RECORDS_PER_OWNER, Merge, record_hash};
 use super::view::{DownReason, GossipEvent, MemberState};
 use super::{Gossip, PROTOCOL_VERSIONS, RECLAIM_GAP};
@@ -23,6 +26,14 @@ use crate::rib::{ClaimSource, LocalClaims, MemberClaims, Refused, Rib, RibInput}
 
 /// The first and the longest pause between two questions what a member made of our prefixes.
 const VERDICT_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// In clusters smaller than this every change of the routes counts at once.
+const SETTLES_AT_ONCE: u32 = 64;
+/// Pause between two rebuilds of the routes, per member: a quarter of a second in the largest cluster.
+const SETTLE_GAP_PER_MEMBER: Duration = Duration::from_micros(250);
+/// Pause between two looks at who is to be asked about our prefixes, and between two questions to one member when nothing
+/// changed, per member: 16 s and 512 s in the largest cluster.
+const VERDICT_GAPS_PER_MEMBER: (Duration, Duration) = (Duration::from_millis(16), Duration::from_millis(500));
 
 impl Gossip {
     pub(super) fn own_key(&self, kind: RecordKind) -> RecordKey {
@@ -81,6 +92,7 @@ impl Gossip {
             peer.verdicts.next_request = None;
             peer.verdicts.pause = VERDICT_PAUSE.0;
         }
+        self.next_verdicts = now;
         self.next_tick = self.next_tick.min(now + Duration::from_millis(100));
         self.queue_push(key, now);
         self.routes_stale = true;
@@ -103,8 +115,10 @@ impl Gossip {
             }
             return;
         };
-        if self.store.freshness(&record) != Freshness::Newer {
-            return;
+        match self.store.freshness(&record) {
+            Freshness::Newer => {}
+            Freshness::Same => return self.pushed_by_others(&record.key),
+            Freshness::Older => return,
         }
         let signed = record.signed_bytes(&self.cluster);
         if !is_valid_body(&record)
@@ -198,6 +212,8 @@ impl Gossip {
                 peer.previous_gre_key = Some((old.gre_key(), now + GRE_KEY_OVERLAP));
             }
             peer.validated_source = None;
+            // A run with fresh keys has heard nothing from us yet, nor we from it.
+            (peer.plain_heard, peer.plain_theirs) = (PlainStatus::Unknown, PlainStatus::Unknown);
             peer.pair = body.and_then(|body| Pair::new(&own, host, body.box_key, body.boot_epoch));
             if let Some(pair) = &peer.pair {
                 self.tags.insert(pair.receive_tag(), host);
@@ -215,6 +231,15 @@ impl Gossip {
                 None => self.wireguard_keys.remove(&host),
             };
             self.emit(GossipEvent::KeysChanged { host });
+        }
+    }
+
+    /// Rebuilds stale routes, in a burst of changes of a large cluster not for each one.
+    pub(super) fn settle_in_time(&mut self, now: Instant) {
+        if self.routes_stale && self.next_settle <= now {
+            let members = self.peers.len() as u32;
+            self.next_settle = if members < SETTLES_AT_ONCE { now } else { now + SETTLE_GAP_PER_MEMBER * members };
+            self.settle_routes();
         }
     }
 
@@ -298,6 +323,12 @@ impl Gossip {
                 })
                 .collect();
         }
+        self.refresh_endpoints();
+    }
+
+    /// Collects every address under which a member is known.
+    pub(super) fn refresh_endpoints(&mut self) {
+        self.endpoints = self.peers.values().flat_map(Peer::endpoints).collect();
     }
 
     /// Asks members what they made of our prefixes.
@@ -305,24 +336,38 @@ impl Gossip {
         if self.own.prefixes.is_empty() && self.announced.is_empty() {
             return;
         }
+        if now < self.next_verdicts {
+            return;
+        }
         let version = self.own_version;
-        let due: Vec<HostId> = self
-            .peers
-            .values_mut()
-            .filter(|peer| peer.state == MemberState::Up && peer.verdicts.next_request.is_none_or(|at| at <= now))
-            .map(|peer| {
-                let current = peer.verdicts.version >= version;
-                let pause = if current { VERDICT_PAUSE.1 } else { peer.verdicts.pause.max(VERDICT_PAUSE.0) };
-                peer.verdicts.pause = (pause * 2).min(VERDICT_PAUSE.1);
-                peer.verdicts.next_request = Some(now + pause - Duration::from_millis(50));
-                peer.host
-            })
-            .collect();
-        due.into_iter().for_each(|host| self.send(host, &Message::VerdictRequest { version }));
+        let idle_pause = idle_verdict_pause(self.peers.len());
+        let up = || self.peers.values().filter(|peer| peer.state == MemberState::Up);
+        let all_current = up().all(|peer| peer.verdicts.version >= version);
+        let due: Vec<HostId> =
+            up().filter(|peer| peer.verdicts.next_request.is_none_or(|at| at <= now)).map(|peer| peer.host).collect();
+        for host in due {
+            let Some(peer) = self.peers.get_mut(&host) else { continue };
+            let pause = if peer.verdicts.version >= version {
+                // Spread, so that the members asked together after a change are not asked together for ever.
+                idle_pause / 4 * 3 + idle_pause / 2048 * (self.rng.next_u32() % 1024)
+            } else {
+                peer.verdicts.pause.max(VERDICT_PAUSE.0)
+            };
+            peer.verdicts.pause = (pause * 2).min(VERDICT_PAUSE.1);
+            peer.verdicts.next_request = Some(now + pause - Duration::from_millis(50));
+            self.send(host, &Message::VerdictRequest { version });
+        }
+        if all_current {
+            self.next_verdicts = now + VERDICT_GAPS_PER_MEMBER.0 * self.peers.len() as u32;
+        }
     }
 
-    pub(super) fn handle_verdict_request(&mut self, host: HostId) {
-        self.settle_routes();
+    pub(super) fn handle_verdict_request(&mut self, host: HostId, now: Instant) {
+        self.settle_in_time(now);
+        if self.routes_stale {
+            // The routes are behind the records, and it asks again.
+            return;
+        }
         let version = self.store.of_owner(host).map(|record| record.version).max().unwrap_or(0);
         let mut entries = self.rib.verdicts(host);
         entries.truncate(MAX_VERDICTS);
@@ -346,6 +391,11 @@ impl Gossip {
             self.emit(GossipEvent::VerdictsReceived { from: host });
         }
     }
+}
+
+/// How long a member that answered is not asked again about prefixes that did not change.
+pub(super) fn idle_verdict_pause(members: usize) -> Duration {
+    (VERDICT_GAPS_PER_MEMBER.1 * members as u32).max(VERDICT_PAUSE.1)
 }
 
 /// Whether the body of a known kind decodes; bodies of unknown kinds stay opaque.

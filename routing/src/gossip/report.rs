@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use overlay_wire::gossip::message::DIGEST_BUCKETS;
 use overlay_wire::gossip::{HostBody, Record, RecordKey, RecordKind, RouteAnnouncement, RouteVerdict};
 use overlay_wire::{HostId, Prefix};
 
 use super::peer::Peer;
-use super::view::{GossipCounters, MemberView};
+use super::view::{GossipCounters, MemberState, MemberView};
 use super::{Gossip, OwnHost};
 use crate::rib::Rib;
 
@@ -55,6 +56,24 @@ impl Gossip {
         self.store.iter()
     }
 
+    /// How many members answer, those included whose last round failed.
+    #[must_use]
+    pub fn members_answering(&self) -> usize {
+        self.peers.values().filter(|peer| matches!(peer.state, MemberState::Up | MemberState::Suspect)).count()
+    }
+
+    /// One record.
+    #[must_use]
+    pub fn record(&self, key: &RecordKey) -> Option<&Record> {
+        self.store.get(key)
+    }
+
+    /// The hashes of all buckets of records; two hosts with the same have the same records.
+    #[must_use]
+    pub fn digest(&self) -> &[u64; DIGEST_BUCKETS] {
+        self.store.digest()
+    }
+
     /// What each member that answered made of the prefixes this host claims, at their newest version.
     #[must_use]
     pub fn announced_verdicts(&self) -> BTreeMap<HostId, Vec<(Prefix, RouteVerdict)>> {
@@ -96,6 +115,7 @@ impl Gossip {
             loss_percent: peer.outcomes.loss_percent(),
             last_heard: peer.last_heard,
             plain: peer.plain_theirs,
+            plain_heard: peer.plain_heard,
             host_record: self.store.get(&key).and_then(|record| HostBody::decode(&record.body).ok()),
             authority: peer.authority.clone(),
             standing: peer.standing,

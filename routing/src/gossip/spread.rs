@@ -1,5 +1,6 @@
 //! Dissemination: push of new records, and the digest exchange that finds what a push missed.
 
+use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
 use overlay_wire::HostId;
@@ -8,16 +9,25 @@ use overlay_wire::gossip::message::{DIGEST_BUCKETS, MAX_VERSION_ENTRIES, MAX_WAN
 use overlay_wire::gossip::{Message, Record, RecordKey, RecordKind};
 use rand_core::RngCore as _;
 
-use super::Gossip;
+use super::limiter::Rate;
 use super::peer::Offer;
 use super::store::bucket_of;
+use super::{Gossip, TICK};
 
 /// Pause between two pushes.
 pub(super) const PUSH_GAP: Duration = Duration::from_millis(200);
+/// Digests sent at once to members that come up; the digest of every second finds what is left.
+pub(super) const GREETING_RATE: Rate = Rate { per_second: 8, burst: 32 };
+/// Digests answered. One answer can take 40 KiB, and in a cluster that starts as a whole every digest differs.
+pub(super) const EXCHANGE_RATE: Rate = Rate { per_second: 4, burst: 16 };
+/// Offers remembered per member.
+const MAX_OFFERS: usize = 128;
 /// Members a push goes to.
 const FANOUT: usize = 3;
 /// Datagrams of one push to one member.
 const MAX_PUSH_DATAGRAMS: usize = 8;
+/// More records than these never fit the datagrams of one push.
+const MAX_PUSH_RECORDS: usize = 128;
 /// Buckets compared in one exchange.
 const MAX_BUCKETS_PER_EXCHANGE: usize = 16;
 /// Records sent in answer to one version list.
@@ -45,12 +55,14 @@ impl Gossip {
         self.next_push = None;
         let targets = self.random_reachable(FANOUT, self.host);
         if targets.is_empty() {
-            // Whoever comes up later is greeted with a digest.
-            self.pushes.clear();
+            self.next_push = Some(now + TICK);
             return;
         }
-        let mut queued: Vec<Record> = self.pushes.keys().filter_map(|key| self.store.get(key)).cloned().collect();
-        queued.sort_by_key(|record| urgency(record.key));
+        // The urgent first, then the newest: in a burst, what was pushed least waits least.
+        let mut queued: Vec<(u32, RecordKey)> = self.pushes.iter().map(|(key, left)| (*left, *key)).collect();
+        queued.sort_by_key(|(left, key)| (urgency(*key), Reverse(*left), *key));
+        queued.truncate(MAX_PUSH_RECORDS);
+        let queued: Vec<Record> = queued.iter().filter_map(|(_, key)| self.store.get(key)).cloned().collect();
         let mut messages = record_messages(queued);
         messages.truncate(MAX_PUSH_DATAGRAMS);
         for message in &messages {
@@ -73,6 +85,16 @@ impl Gossip {
         }
     }
 
+    /// A record came that is here already: others push it too, so it needs fewer pushes from here.
+    pub(super) fn pushed_by_others(&mut self, key: &RecordKey) {
+        if let Some(left) = self.pushes.get_mut(key) {
+            *left -= 1;
+            if *left == 0 {
+                self.pushes.remove(key);
+            }
+        }
+    }
+
     /// Sends the digest to one member.
     pub(super) fn digest_tick(&mut self) {
         let targets = self.random_reachable(1, self.host);
@@ -80,8 +102,11 @@ impl Gossip {
     }
 
     /// Answers a digest with the version lists of the buckets that differ.
-    pub(super) fn handle_digest(&mut self, host: HostId, theirs: &[u64; DIGEST_BUCKETS]) {
+    pub(super) fn handle_digest(&mut self, host: HostId, theirs: &[u64; DIGEST_BUCKETS], now: Instant) {
         let ours = *self.store.digest();
+        if ours == *theirs || !self.exchanges.take(EXCHANGE_RATE, 1, now) {
+            return;
+        }
         let start = self.rng.next_u64() as usize % DIGEST_BUCKETS;
         let differing = (0..DIGEST_BUCKETS)
             .map(|step| (start + step) % DIGEST_BUCKETS)
@@ -143,7 +168,7 @@ impl Gossip {
     }
 
     /// Whether a record may be offered to a member now: one that it does not take is offered ever more rarely.
-    fn may_offer(&mut self, host: HostId, entry: &VersionEntry, now: Instant) -> bool {
+    pub(super) fn may_offer(&mut self, host: HostId, entry: &VersionEntry, now: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(&host) else { return false };
         match peer.offered.get_mut(&entry.key) {
             Some(offer) if offer.version == entry.version => {
@@ -154,13 +179,15 @@ impl Gossip {
                 offer.next = now + offer.pause;
             }
             _ => {
+                if peer.offered.len() >= MAX_OFFERS {
+                    peer.offered.retain(|_, offer| now < offer.next);
+                    if peer.offered.len() >= MAX_OFFERS {
+                        return false;
+                    }
+                }
                 let offer = Offer { version: entry.version, next: now + OFFER_PAUSE.0, pause: OFFER_PAUSE.0 };
                 peer.offered.insert(entry.key, offer);
             }
-        }
-        let store = &self.store;
-        if peer.offered.len() > store.iter().count() + 64 {
-            peer.offered.retain(|key, _| store.get(key).is_some());
         }
         true
     }

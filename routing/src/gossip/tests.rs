@@ -2,7 +2,9 @@
 
 mod attack;
 mod certified;
+mod check;
 mod cluster;
 mod forgery;
+mod large;
 mod sim;
 mod vectors;

@@ -112,8 +112,10 @@ pub(super) fn fold(
 impl Gossip {
     /// Takes an authority record if an authority that counts signed it.
     pub(super) fn accept_authority(&mut self, record: Record, now: Instant) {
-        if self.store.freshness(&record) != Freshness::Newer {
-            return;
+        match self.store.freshness(&record) {
+            Freshness::Newer => {}
+            Freshness::Same => return self.pushed_by_others(&record.key),
+            Freshness::Older => return,
         }
         if !self.is_genuine_authority(&record) {
             self.counters.records_refused += 1;
@@ -196,10 +198,15 @@ impl Gossip {
         };
         let out: Vec<HostId> =
             self.peers.values().filter(|peer| is_out(peer.host, &peer.authority)).map(|peer| peer.host).collect();
+        if !out.is_empty() {
+            // Its routes go with it, however many members there are.
+            self.next_settle = now;
+        }
         for host in out {
             self.remove_member(host);
             self.emit(GossipEvent::MemberRevoked { host });
         }
+        self.refresh_endpoints();
         if !self.trust.own_revoked && self.trust.revoked.contains(&self.host) {
             self.trust.own_revoked = true;
             self.emit(GossipEvent::OwnIdentityRevoked);

@@ -126,6 +126,11 @@ pub enum GossipEvent {
         /// Its opinion.
         plain: PlainStatus,
     },
+    /// The member answered a probe that carried another opinion of ours than the one it had heard before.
+    PlainStatusHeard {
+        /// The member.
+        host: HostId,
+    },
     /// [`super::Gossip::rib`] changed.
     RoutesChanged,
     /// A claim was refused that was not refused before.
@@ -209,6 +214,29 @@ pub enum GossipEvent {
         /// Whether it is so now.
         suspected: bool,
     },
+    /// A probe asked for by [`super::Gossip::check`] was answered.
+    CheckAnswered {
+        /// The member.
+        host: HostId,
+        /// How long the answer took.
+        round_trip: Duration,
+    },
+    /// A member asks for this host's wall clock; answer with [`super::Gossip::tell_clock`].
+    ClockAsked {
+        /// The member.
+        host: HostId,
+        /// The request's nonce.
+        nonce: u64,
+    },
+    /// A member told what its clock says, asked by [`super::Gossip::ask_clock`].
+    ClockTold {
+        /// The member.
+        host: HostId,
+        /// Its wall clock when it answered, in milliseconds since 1970.
+        unix_ms: u64,
+        /// How long the answer took.
+        round_trip: Duration,
+    },
 }
 
 /// The state of one member.
@@ -240,6 +268,8 @@ pub struct MemberView {
     pub last_heard: Option<Instant>,
     /// What it thinks of carrying our packets without encryption.
     pub plain: PlainStatus,
+    /// What it has heard us think of carrying its packets without encryption.
+    pub plain_heard: PlainStatus,
     /// What it says about itself; `None` before its HOST record arrived.
     pub host_record: Option<HostBody>,
     /// On what its membership rests.

@@ -91,17 +91,20 @@ impl Rib {
         let mut claims = collect(input);
         claims.sort_by_key(rank);
         claims.dedup_by(|later, earlier| later.owner == earlier.owner && later.prefix == earlier.prefix);
-        let mut in_use: BTreeMap<Prefix, Vec<Settled>> = BTreeMap::new();
+        let mut in_use = InUse::default();
         for claim in &mut claims {
             if claim.refusal.is_none() {
                 match conflict(&in_use, claim) {
                     Some(refusal) => claim.refusal = Some(refusal),
-                    None => in_use.entry(claim.prefix).or_default().push(Settled {
-                        owner: claim.owner,
-                        name: claim.name.clone(),
-                        kind: claim.grant.map(|grant| grant.kind()),
-                        authority: claim.authority.clone(),
-                    }),
+                    None => in_use.insert(
+                        claim.prefix,
+                        Settled {
+                            owner: claim.owner,
+                            name: claim.name.clone(),
+                            kind: claim.grant.map(|grant| grant.kind()),
+                            authority: claim.authority.clone(),
+                        },
+                    ),
                 }
             }
         }
@@ -118,6 +121,22 @@ struct Settled {
     name: String,
     kind: Option<GrantKind>,
     authority: Option<ClaimAuthority>,
+}
+
+/// The claims in use by prefix, and which prefix lengths occur: looking at the others costs most of the time where members
+/// are many.
+#[derive(Default)]
+struct InUse {
+    prefixes: BTreeMap<Prefix, Vec<Settled>>,
+    /// Bit n is set when a prefix of length n, below 128, is in use.
+    lengths: u128,
+}
+
+impl InUse {
+    fn insert(&mut self, prefix: Prefix, settled: Settled) {
+        self.lengths |= 1u128.checked_shl(prefix.len().into()).unwrap_or(0);
+        self.prefixes.entry(prefix).or_default().push(settled);
+    }
 }
 
 /// The total order in which claims are taken.
@@ -235,8 +254,9 @@ fn is_reserved(prefix: &Prefix) -> bool {
 }
 
 /// The claim in use that refuses `claim`, if any: the first in rank order of those that overlap it.
-fn conflict(in_use: &BTreeMap<Prefix, Vec<Settled>>, claim: &Claim) -> Option<Refusal> {
-    let covering = (0..claim.prefix.len()).filter_map(|len| {
+fn conflict(in_use: &InUse, claim: &Claim) -> Option<Refusal> {
+    let InUse { prefixes: in_use, lengths } = in_use;
+    let covering = (0..claim.prefix.len()).filter(|len| lengths >> len & 1 == 1).filter_map(|len| {
         let shorter = Prefix::truncating(claim.prefix.addr(), len).ok()?;
         in_use.get_key_value(&shorter)
     });

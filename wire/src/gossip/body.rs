@@ -28,6 +28,8 @@ pub const MAX_ENDPOINTS: usize = 8;
 pub const MAX_HOST_PREFIXES: usize = 16;
 /// The most routes in one ROUTES record: what fits the body with IPv6 prefixes.
 pub const MAX_ROUTES_PER_RECORD: usize = 46;
+/// Feature bit: the host answers clock requests.
+pub const FEATURE_CLOCK: u64 = 1;
 
 /// What a host says about itself in its HOST record.
 #[derive(Clone, PartialEq, Eq, Debug)]

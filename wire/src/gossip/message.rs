@@ -132,6 +132,18 @@ pub enum Message {
         /// Ascending by prefix.
         entries: Vec<(Prefix, RouteVerdict)>,
     },
+    /// Asks what the receiver's clock says; sent only to hosts with [`FEATURE_CLOCK`](super::body::FEATURE_CLOCK).
+    ClockRequest {
+        /// Random; echoed by the answer.
+        nonce: u64,
+    },
+    /// Answers a clock request.
+    Clock {
+        /// The request's.
+        nonce: u64,
+        /// Milliseconds since 1970, by the wall clock of the answering host.
+        unix_ms: u64,
+    },
     /// Asks an issuer for a new certificate in the place of the one the sender has.
     CertificateRequest {
         /// Random; echoed by the answer.
@@ -195,6 +207,11 @@ impl Message {
                     out.push(verdict.code());
                 }
             }
+            Self::ClockRequest { nonce } => out.extend_from_slice(&nonce.to_be_bytes()),
+            Self::Clock { nonce, unix_ms } => {
+                out.extend_from_slice(&nonce.to_be_bytes());
+                out.extend_from_slice(&unix_ms.to_be_bytes());
+            }
             Self::CertificateRequest { nonce } => out.extend_from_slice(&nonce.to_be_bytes()),
             Self::Certificate { nonce, certificate } => {
                 out.extend_from_slice(&nonce.to_be_bytes());
@@ -255,8 +272,10 @@ impl Message {
                 }
                 Self::Verdicts { version, entries }
             }
-            13 => Self::CertificateRequest { nonce: reader.u64("nonce")? },
-            14 => {
+            13 => Self::ClockRequest { nonce: reader.u64("nonce")? },
+            14 => Self::Clock { nonce: reader.u64("nonce")?, unix_ms: reader.u64("clock")? },
+            15 => Self::CertificateRequest { nonce: reader.u64("nonce")? },
+            16 => {
                 let nonce = reader.u64("nonce")?;
                 Self::Certificate { nonce, certificate: Box::new(certificate(&mut reader)?) }
             }
@@ -282,6 +301,8 @@ impl Message {
             Self::Leave => "leave",
             Self::VerdictRequest { .. } => "verdict-request",
             Self::Verdicts { .. } => "verdicts",
+            Self::ClockRequest { .. } => "clock-request",
+            Self::Clock { .. } => "clock",
             Self::CertificateRequest { .. } => "certificate-request",
             Self::Certificate { .. } => "certificate",
         }
@@ -301,8 +322,10 @@ impl Message {
             Self::Leave => 10,
             Self::VerdictRequest { .. } => 11,
             Self::Verdicts { .. } => 12,
-            Self::CertificateRequest { .. } => 13,
-            Self::Certificate { .. } => 14,
+            Self::ClockRequest { .. } => 13,
+            Self::Clock { .. } => 14,
+            Self::CertificateRequest { .. } => 15,
+            Self::Certificate { .. } => 16,
         }
     }
 

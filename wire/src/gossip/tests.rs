@@ -78,6 +78,8 @@ fn message() -> impl Strategy<Value = Message> {
         any::<[u8; 16]>().prop_map(|id| Message::Suspect { host: HostId(id) }),
         Just(Message::Leave),
         any::<u64>().prop_map(|version| Message::VerdictRequest { version }),
+        any::<u64>().prop_map(|nonce| Message::ClockRequest { nonce }),
+        (any::<u64>(), any::<u64>()).prop_map(|(nonce, unix_ms)| Message::Clock { nonce, unix_ms }),
         (any::<u64>(), proptest::collection::btree_map(prefix(), verdict, 0..20))
             .prop_map(|(version, entries)| Message::Verdicts { version, entries: entries.into_iter().collect() }),
     ]
@@ -127,7 +129,7 @@ proptest! {
     }
 
     #[test]
-    fn decoded_garbage_encodes_to_the_same_bytes(mut bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 1u8..14) {
+    fn decoded_garbage_encodes_to_the_same_bytes(mut bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 1u8..17) {
         if let Some(first) = bytes.first_mut() {
             *first = kind;
         }

@@ -9,15 +9,14 @@
 
 use super::{GsoKind, VnetHeader};
 use crate::checksum;
-use crate::packet::{Headers, Tcp, Transport, protocol};
+use crate::packet::{Headers, Tcp, TcpFlags, Transport, protocol};
 
 /// Open entries looked at for one packet. Beyond this many interleaved flows in one batch, flows stop coalescing.
 const OPEN_FLOWS: usize = 16;
 /// Most segments in one super-packet; the kernel counts UDP segments in at most 128 (`UDP_MAX_SEGMENTS`).
 const MAX_SEGMENTS: u32 = 64;
-const TCP_FIN: u8 = 0x01;
-const TCP_PSH: u8 = 0x08;
-const TCP_ACK: u8 = 0x10;
+/// Flags that only the last segment of a super-packet carries.
+const ENDS_RUN: u8 = TcpFlags::FIN | TcpFlags::PSH;
 
 /// Which packets may be joined.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,7 +41,8 @@ pub enum Trust {
 /// One packet or super-packet of a batch.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// The headers of the first packet; `total_len` is that of the whole super-packet.
+    /// The headers of the whole super-packet, as a parser would read them after [`Self::finish`]: its length, and the FIN
+    /// and PSH of its last segment.
     pub headers: Headers,
     /// Caller's mark; only packets with the same tag are joined.
     pub tag: u32,
@@ -53,7 +53,6 @@ pub struct Entry {
     payloads: Vec<(usize, usize)>,
     gso_size: usize,
     next_sequence: u32,
-    last_flags: u8,
     open: bool,
 }
 
@@ -89,8 +88,8 @@ impl Entry {
         let transport_len = total - self.headers.l4_offset;
         let pseudo = checksum::pseudo_header(self.headers.src, self.headers.dst, self.headers.protocol, transport_len);
         let (gso, csum_offset) = match self.headers.transport {
-            Transport::Tcp(_) => {
-                packet[l4 + 13] |= self.last_flags & (TCP_FIN | TCP_PSH);
+            Transport::Tcp(tcp) => {
+                packet[l4 + 13] |= tcp.flags.0 & ENDS_RUN;
                 (if self.headers.is_ipv4() { GsoKind::TcpV4 } else { GsoKind::TcpV6 }, 16)
             }
             _ => {
@@ -193,7 +192,6 @@ impl Coalescer {
                 payloads: Vec::with_capacity(MAX_SEGMENTS as usize),
                 gso_size: 0,
                 next_sequence: 0,
-                last_flags: 0,
                 open,
             });
         }
@@ -210,7 +208,6 @@ impl Coalescer {
         entry.open = open;
         if let Transport::Tcp(tcp) = headers.transport {
             entry.next_sequence = tcp.seq.wrapping_add(payload as u32);
-            entry.last_flags = tcp.flags.0;
         }
     }
 }
@@ -220,14 +217,14 @@ fn joinable(headers: &Headers, joining: Joining) -> bool {
         return false;
     }
     match headers.transport {
-        Transport::Tcp(tcp) => joining != Joining::Off && tcp.flags.0 & !(TCP_FIN | TCP_PSH) == TCP_ACK,
+        Transport::Tcp(tcp) => joining != Joining::Off && tcp.flags.0 & !ENDS_RUN == TcpFlags::ACK,
         Transport::Udp(_) => joining == Joining::TcpAndUdp && headers.protocol == protocol::UDP,
         _ => false,
     }
 }
 
 fn ends_run(headers: &Headers) -> bool {
-    matches!(headers.transport, Transport::Tcp(tcp) if tcp.flags.0 & (TCP_FIN | TCP_PSH) != 0)
+    matches!(headers.transport, Transport::Tcp(tcp) if tcp.flags.0 & ENDS_RUN != 0)
 }
 
 fn same_flow(a: &Headers, b: &Headers) -> bool {
@@ -284,9 +281,14 @@ fn append(entry: &mut Entry, start: usize, headers: &Headers) {
     entry.segments += 1;
     entry.headers.total_len += payload as u16;
     entry.open = payload == entry.gso_size && !ends_run(headers);
-    if let Transport::Tcp(tcp) = headers.transport {
-        entry.next_sequence = tcp.seq.wrapping_add(payload as u32);
-        entry.last_flags = tcp.flags.0;
+    match (&mut entry.headers.transport, headers.transport) {
+        (Transport::Tcp(whole), Transport::Tcp(last)) => {
+            entry.next_sequence = last.seq.wrapping_add(payload as u32);
+            // Whoever decides by these headers must see that the stream ends here.
+            whole.flags.0 |= last.flags.0 & ENDS_RUN;
+        }
+        (Transport::Udp(whole), Transport::Udp(_)) => whole.length += payload as u16,
+        _ => {}
     }
 }
 

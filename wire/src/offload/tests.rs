@@ -175,6 +175,19 @@ fn bare_acknowledgement_keeps_its_place_between_segments() {
 }
 
 #[test]
+fn headers_of_a_super_packet_show_the_end_of_the_stream() {
+    let mut last = tcp(true, 1100, &payload(40), true);
+    last[33] |= 1;
+    checksum::fill_transport(&mut last, &Headers::parse(&tcp(true, 1100, &payload(40), true)).expect("a valid packet"));
+    let (mut arena, batch) = join(&[tcp(true, 1000, &payload(100), false), last], Joining::Tcp, Trust::Unverified);
+    assert_eq!(batch.entries().len(), 1);
+    let headers = batch.entries()[0].headers;
+    assert!(headers.tcp().is_some_and(|tcp| tcp.flags.fin()), "{headers:?}");
+    let (whole, _) = super_packet(&mut arena, &batch, 0);
+    assert_eq!(Headers::parse(&whole), Ok(headers));
+}
+
+#[test]
 fn interleaved_flows_are_joined_each() {
     let mut packets = Vec::new();
     for i in 0..8 {
@@ -231,6 +244,8 @@ proptest! {
         let (mut arena, batch) = join(&parts, Joining::TcpAndUdp, Trust::Unverified);
         prop_assert_eq!(batch.entries().len(), 1);
         let (mut whole, vnet) = super_packet(&mut arena, &batch, 0);
+        // What decides sees the super-packet only through these headers.
+        prop_assert_eq!(Ok(batch.entries()[0].headers), Headers::parse(&whole));
         if vnet.needs_checksum {
             prop_assert_eq!(vnet.gso, gso);
             prop_assert_eq!(usize::from(vnet.gso_size), usize::from(size).min(len));

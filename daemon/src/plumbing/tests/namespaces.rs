@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use overlay_control::api::EndpointRequest;
+use overlay_dataplane::HostPolicy;
 
 use super::super::lease::Lease;
 use super::super::plumber::Scope;
@@ -175,7 +176,8 @@ fn reconcile_installs_everything_once_and_removal_leaves_nothing() {
             "src 10.42.1.1",
             "default dev overlay0 table 1003 proto 99",
             "fd42::/48 dev overlay0 table 1002",
-            "table inet overlay",
+            "table inet overlay {",
+            "table inet overlay-host {",
         ] {
             assert!(installed.contains(expected), "{expected} is missing in {installed}");
         }
@@ -184,7 +186,11 @@ fn reconcile_installs_everything_once_and_removal_leaves_nothing() {
         // A crash: another daemon adopts what is there.
         let mut adopted = Plumber::open(config).unwrap();
         let third = adopted.reconcile(Scope::Everything).await;
-        assert_eq!(third.changes, ["installed the nft tables overlay"]);
+        let installed_again = [
+            "installed the policy between containers and this host in overlay-host",
+            "installed the nft tables overlay",
+        ];
+        assert_eq!(third.changes, installed_again);
         assert_eq!(snapshot(), installed);
         adopted.remove_all().await.unwrap();
         sh("ip link set overlay0 down mtu 1500 txqueuelen 500");
@@ -219,6 +225,9 @@ fn every_kind_of_damage_is_repaired_and_foreign_state_is_left_alone() {
             "nft delete table inet overlay",
             "nft flush chain inet overlay forward",
             "nft delete table arp overlay",
+            "nft delete table inet overlay-host",
+            "nft flush chain inet overlay-host container_to_host",
+            "nft insert rule inet overlay-host input accept",
             "nft flush ruleset; nft add table inet theirs",
             "echo 0 > /proc/sys/net/ipv4/ip_forward",
         ] {
@@ -245,11 +254,11 @@ fn every_kind_of_damage_is_repaired_and_foreign_state_is_left_alone() {
 #[test]
 fn flushed_nft_table_is_back_within_seconds() {
     on_host(|config| async move {
-        let (handle, first, thread) = start(config).await.unwrap();
+        let (handle, first, thread) = start(config, HostPolicy::default()).await.unwrap();
         assert_eq!(first.problems, []);
         sh("nft flush ruleset");
         let deadline = Instant::now() + Duration::from_secs(5);
-        while !run("nft list table inet overlay && nft list table arp overlay").0 {
+        while !run("nft list table inet overlay && nft list table arp overlay && nft list table inet overlay-host").0 {
             assert!(Instant::now() < deadline, "the table did not come back");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -261,7 +270,7 @@ fn flushed_nft_table_is_back_within_seconds() {
         }
         handle.stop().await.unwrap();
         thread.join().unwrap();
-        assert!(!snapshot().contains("overlay {"));
+        assert_eq!(run("nft list ruleset").1, "");
     });
 }
 
@@ -332,8 +341,14 @@ fn container_cannot_spoof_encapsulate_advertise_or_reach_host_ports() {
             one.succeeds(&format!("python3 -c \"import socket; socket.create_connection(('{to}', {port}), 2)\""))
         };
         assert!(!connect("10.42.1.1"));
-        sh("nft flush chain inet overlay to_host");
+        let opened = "allow tcp from 10.42.1.4 to any".parse().unwrap();
+        plumber.set_host_policy(&HostPolicy::new(&opened, &|_: &str| None, &plumber.config().own_prefixes.clone()));
+        assert_eq!(plumber.reconcile(Scope::Routing).await.problems, []);
         assert!(connect("10.42.1.1"), "the positive control failed");
+        // The kernel remembers the flow, and that is no damage to the table.
+        let known = sh("nft list set inet overlay-host allowed4_container_to_host");
+        assert!(known.contains("10.42.1.4 . 10.42.1.1 . tcp"), "{known}");
+        assert_eq!(plumber.reconcile(Scope::Everything).await.changes, Vec::<String>::new());
     });
 }
 

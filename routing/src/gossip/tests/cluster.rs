@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use overlay_wire::gossip::{RouteAnnouncement, RouteVerdict};
+use overlay_wire::gossip::{PlainStatus, RouteAnnouncement, RouteVerdict};
 
 use super::sim::{Sim, grant, key, member, own_host, prefix};
 use crate::gossip::{DownReason, GossipEvent, MemberState};
@@ -217,6 +217,34 @@ fn restart_of_one_or_both_ends_reconnects() {
     assert!(took < Duration::from_millis(200), "{took:?}");
     sim.run_for(SECOND * 20);
     assert!(sim.all_up());
+}
+
+#[test]
+fn plain_status_counts_as_heard_only_when_the_member_knows_it() {
+    let mut sim = Sim::new(2, 16);
+    sim.loss_percent = 30;
+    sim.run_until(SECOND * 30, Sim::all_up);
+    let views = |sim: &Sim| {
+        let view = |at: usize, of: usize| sim.nodes[at].gossip.member(sim.id(of)).expect("a member");
+        (view(0, 1).plain_heard, view(1, 0).plain)
+    };
+    for status in [PlainStatus::Gre, PlainStatus::Refused, PlainStatus::Ipip, PlainStatus::Gre] {
+        let (other, now) = (sim.id(1), sim.now);
+        sim.nodes[0].gossip.set_plain_status(other, status, now);
+        sim.run_until(SECOND * 30, |sim| {
+            let (heard, known) = views(sim);
+            assert!(heard != status || known == status, "{known:?} is known, not {status:?}");
+            heard == status
+        });
+    }
+    // A run with fresh keys has heard nothing.
+    sim.loss_percent = 0;
+    let keys = |sim: &Sim| sim.nodes[0].gossip.gre_keys(sim.id(1), sim.now).map(|(key, _)| key);
+    let old = keys(&sim);
+    sim.restart(1);
+    sim.run_until(SECOND, |sim| keys(sim) != old);
+    assert_eq!(views(&sim).0, PlainStatus::Unknown);
+    sim.run_until(SECOND * 5, |sim| views(sim) == (PlainStatus::Gre, PlainStatus::Gre));
 }
 
 #[test]
