@@ -1,5 +1,7 @@
 //! The command line as `clap` parses it.
 
+mod membership;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,6 +9,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use overlay_config::PublicKey;
 use overlay_wire::{Encapsulation, Prefix};
+
+pub(crate) use membership::{Ca, Cert, Init, Invite, Join, Node, Token};
 
 /// Shows and changes the overlay network of this host.
 #[derive(Debug, Parser)]
@@ -44,6 +48,30 @@ pub(crate) enum Command {
         #[arg(long)]
         problems: bool,
     },
+    /// Found a cluster, with this host as its first member and issuer.
+    Init(Init),
+    /// Make a token that admits a host.
+    Invite(Invite),
+    /// Become a member with a token.
+    Join(Join),
+    /// Give the membership up.
+    Leave {
+        /// Keep the identity key, to come back as the same host.
+        #[arg(long)]
+        keep_identity: bool,
+    },
+    /// Tokens of this issuer.
+    #[command(subcommand)]
+    Token(Token),
+    /// Certificates of the members.
+    #[command(subcommand)]
+    Cert(Cert),
+    /// Hosts of the cluster.
+    #[command(subcommand)]
+    Node(Node),
+    /// The authority's key.
+    #[command(subcommand)]
+    Ca(Ca),
     /// Peers: members of the cluster and foreign ones.
     #[command(subcommand)]
     Peer(Peer),
@@ -376,6 +404,23 @@ pub(crate) enum Key {
     },
 }
 
+/// Parses a time span of up to a year, as in `1h` or `7d`; seconds without a unit.
+pub(crate) fn lifetime(text: &str) -> Result<Duration, String> {
+    let expected = || "expected a number and a unit, as in 90s, 30m, 1h or 7d, at most 365d".to_owned();
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number.parse().map_err(|_| expected())?;
+    let unit = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(expected()),
+    };
+    let seconds = number.checked_mul(unit).filter(|seconds| (1..=31_536_000).contains(seconds));
+    seconds.map(Duration::from_secs).ok_or_else(expected)
+}
+
 /// Parses `500ms`, `2s`, `1m`, or seconds without a unit.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let expected = || "expected a number and a unit, as in 500ms, 2s or 1m".to_owned();
@@ -415,6 +460,16 @@ mod tests {
     #[test]
     fn command_tree_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn lifetimes_parse_and_odd_ones_are_refused() {
+        assert_eq!(lifetime("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(lifetime("1h"), Ok(Duration::from_secs(3600)));
+        assert_eq!(lifetime("365d"), Ok(Duration::from_secs(31_536_000)));
+        for text in ["", "0", "h", "1 h", "-1h", "366d", "1w", "99999999999999999999d"] {
+            assert!(lifetime(text).is_err(), "{text} was accepted");
+        }
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! The commands.
 
+mod authority;
 mod config;
 mod doctor;
 mod endpoint;
 mod events;
 mod flow;
 mod key;
+mod membership;
+mod passphrase;
 mod peer;
 mod ping;
 mod policy;
@@ -79,6 +82,14 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Outcome {
             let check = if check { status::Check::On } else { status::Check::Off };
             status::run(context, check, if problems { status::View::Problems } else { status::View::Full })
         }
+        Some(Command::Init(words)) => membership::init(context, words),
+        Some(Command::Invite(words)) => membership::invite(context, words),
+        Some(Command::Join(words)) => membership::join(context, words),
+        Some(Command::Leave { keep_identity }) => membership::leave(context, keep_identity),
+        Some(Command::Token(verb)) => membership::token(context, verb),
+        Some(Command::Cert(verb)) => authority::cert(context, verb),
+        Some(Command::Node(verb)) => authority::node(context, verb),
+        Some(Command::Ca(verb)) => authority::ca(context, verb),
         Some(Command::Peer(verb)) => peer::run(context, verb),
         Some(Command::Route(verb)) => route::run(context, verb),
         Some(Command::Policy(verb)) => policy::run(context, verb),

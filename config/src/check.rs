@@ -4,14 +4,18 @@ mod cross;
 
 use std::path::{Path, PathBuf};
 
+use overlay_wire::Prefix;
 use overlay_wire::policy::PolicySet;
 
 use crate::defaults;
 use crate::effective::{OriginLayer, Origins};
+use crate::membership::MembershipLayer;
 use crate::problem::{Place, Problem, Problems};
 use crate::raw::{self, Raw, RawKind, RawMember, RawPeer};
-use crate::reader::{Located, Source};
-use crate::types::{Config, ForeignKind, ForeignPeer, Limits, Log, Member, Metrics, Node, Overlay, Paths, Plumbing};
+use crate::reader::{Located, Name, Source, UnicastPrefix};
+use crate::types::{
+    Config, ForeignKind, ForeignPeer, Limits, Log, Member, Metrics, Node, Overlay, Paths, Plumbing, Role,
+};
 
 /// The largest configuration text read, in bytes: thousands of members fit.
 const MAX_TEXT_BYTES: u64 = 4 << 20;
@@ -30,6 +34,19 @@ impl Config {
     /// # Errors
     /// Every problem found in either, and every value that both set.
     pub fn parse_layers(text: &str, name: &str, layer: Option<(&str, &str)>) -> Result<Self, Problems> {
+        Self::parse_all(text, name, None, layer)
+    }
+
+    /// Checks a configuration text over a membership, with the layer of the command line merged over it.
+    ///
+    /// # Errors
+    /// Every problem found in either, and every value that two of them settle.
+    pub fn parse_all(
+        text: &str,
+        name: &str,
+        membership: Option<&MembershipLayer>,
+        layer: Option<(&str, &str)>,
+    ) -> Result<Self, Problems> {
         let mut source = Source::new(name, text);
         let file = raw::read_file(&mut source);
         let mut checker = Checker { problems: source.problems, origins: Origins::default() };
@@ -39,7 +56,7 @@ impl Config {
             checker.problems.append(&mut source.problems);
             raw
         });
-        checker.finish(file, cli.unwrap_or_default())
+        checker.finish(file, membership, cli.unwrap_or_default())
     }
 
     /// Reads and checks a configuration file and the CLI layer in its state directory, where there is one.
@@ -47,15 +64,48 @@ impl Config {
     /// # Errors
     /// When a file cannot be read, and every problem found in them.
     pub fn load(path: &Path) -> Result<Self, Problems> {
-        let text = read_text(path)?;
+        Self::load_text(&read_text(path)?, path, None)
+    }
+
+    /// Checks a configuration text as the file `path` over a membership, with the CLI layer in its state directory, where
+    /// there is one.
+    ///
+    /// # Errors
+    /// When the layer cannot be read, and every problem found.
+    pub fn load_text(text: &str, path: &Path, membership: Option<&MembershipLayer>) -> Result<Self, Problems> {
         let name = path.display().to_string();
         // The state directory is known only from the file itself.
-        let layer_path = state_dir(&text, &name).join("cli-layer.toml");
+        let layer_path = state_dir(text, &name).join("cli-layer.toml");
         if !layer_path.exists() {
-            return Self::parse(&text, &name);
+            return Self::parse_all(text, &name, membership, None);
         }
         let layer = read_text(&layer_path)?;
-        Self::parse_layers(&text, &name, Some((&layer, &layer_path.display().to_string())))
+        Self::parse_all(text, &name, membership, Some((&layer, &layer_path.display().to_string())))
+    }
+
+    /// The text of a configuration file.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn text(path: &Path) -> Result<String, Problems> {
+        read_text(path)
+    }
+
+    /// The text of a configuration file; a missing file is an empty one.
+    ///
+    /// # Errors
+    /// When there is a file that cannot be read.
+    pub fn text_or_empty(path: &Path) -> Result<String, Problems> {
+        match std::fs::symlink_metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+            _ => read_text(path),
+        }
+    }
+
+    /// The state directory that a configuration text names, whatever else is wrong with it.
+    #[must_use]
+    pub fn state_dir_of(text: &str, path: &Path) -> PathBuf {
+        state_dir(text, &path.display().to_string())
     }
 
     /// Reads and checks a configuration file alone.
@@ -146,7 +196,18 @@ impl Checker {
         }
     }
 
-    fn finish(mut self, file: Raw, cli: Raw) -> Result<Config, Problems> {
+    fn finish(mut self, mut file: Raw, membership: Option<&MembershipLayer>, cli: Raw) -> Result<Config, Problems> {
+        let role = match membership {
+            Some(membership) => {
+                self.lay_below(&mut file, membership);
+                Role::Certified
+            }
+            None if file.is_static => {
+                self.problems.append(&mut file.required);
+                Role::Static
+            }
+            None => Role::Standby,
+        };
         let file_place = file.node.place.clone();
         if let Some(place) = file_place {
             let place = Place { line: 0, ..place };
@@ -173,7 +234,15 @@ impl Checker {
             // Values that were refused are missing now: cross checks would report the same thing again, differently.
             return Err(self.sorted());
         }
+        if let Some(membership) = membership {
+            for (layer, place) in self.origins.0.values_mut() {
+                if *place.file == *membership.place {
+                    *layer = OriginLayer::Membership;
+                }
+            }
+        }
         let mut parts = Parts {
+            role,
             node,
             overlay,
             members: members.into_iter().flatten().collect(),
@@ -185,8 +254,9 @@ impl Checker {
         if !self.problems.is_empty() {
             return Err(self.sorted());
         }
-        let Parts { node, overlay, members, peers, policy } = parts;
+        let Parts { role, node, overlay, members, peers, policy } = parts;
         Ok(Config {
+            role,
             node,
             overlay,
             plumbing,
@@ -199,6 +269,58 @@ impl Checker {
             metrics,
             origins: self.origins,
         })
+    }
+
+    /// Fills what the file leaves open from a membership, and refuses what both settle.
+    fn lay_below(&mut self, file: &mut Raw, membership: &MembershipLayer) {
+        let place = Place { file: membership.place.as_str().into(), line: 0 };
+        let written = [
+            ("node.name", file.node.name.as_ref().map(|value| &value.place)),
+            ("node.prefixes", file.node.prefixes.as_ref().map(|value| &value.place)),
+            ("overlay.cluster", file.overlay.cluster.as_ref().map(|value| &value.place)),
+            ("overlay.pool", file.overlay.pool.as_ref().map(|value| &value.place)),
+        ];
+        for (key, written) in written {
+            if let Some(written) = written {
+                self.problems.push(Problem {
+                    place: written.clone(),
+                    key: key.to_owned(),
+                    what: format!("set here and also by this host's membership of {}", membership.cluster),
+                    expected: "one of the two; `overlayctl leave` gives the membership up".to_owned(),
+                });
+            }
+        }
+        let list = |prefixes: &[Prefix]| Located {
+            value: prefixes
+                .iter()
+                .map(|prefix| Located { value: UnicastPrefix(*prefix), place: place.clone() })
+                .collect::<Vec<_>>(),
+            place: place.clone(),
+        };
+        file.node.name = Some(Located { value: Name(membership.name.clone()), place: place.clone() });
+        file.node.prefixes = Some(list(&membership.prefixes));
+        file.overlay.cluster = Some(Located { value: Name(membership.cluster.clone()), place: place.clone() });
+        file.overlay.pool = Some(list(&membership.pool));
+        // Unencrypted packets need a trusted underlay written for this very host; the cluster's wish is none.
+        let is_trusting = file.overlay.trusted_underlay.is_some() || !membership.trusted_underlay.is_empty();
+        let wanted = membership.encapsulation.filter(|wanted| wanted.is_encrypted() || is_trusting);
+        if let (None, Some(value)) = (&file.overlay.encapsulation, wanted) {
+            file.overlay.encapsulation = Some(Located { value, place: place.clone() });
+        }
+        if file.overlay.trusted_underlay.is_none() && !membership.trusted_underlay.is_empty() {
+            file.overlay.trusted_underlay = Some(list(&membership.trusted_underlay));
+        }
+        if let (None, Some(value)) = (&file.overlay.listen_port, membership.listen_port) {
+            file.overlay.listen_port = Some(Located { value, place: place.clone() });
+        }
+        if let (None, Some(value)) = (&file.policy.default, membership.policy) {
+            file.policy.default = Some(Located { value, place: place.clone() });
+        }
+    }
+
+    /// Whether the file or the command line wrote a value, and not the membership alone.
+    fn is_written(&self, key: &str) -> bool {
+        self.origins.0.get(key).is_some_and(|(layer, _)| *layer != OriginLayer::Membership)
     }
 
     fn sorted(mut self) -> Problems {
@@ -335,7 +457,7 @@ impl Checker {
         }
         if let Some(place) = cli.policy.place {
             // A file that spells out the defaults has no opinion of its own.
-            let default = parts.policy.default != defaults::POLICY;
+            let default = parts.policy.default != defaults::POLICY && self.is_written("policy.default");
             let written = [("policy.default", default), ("policy.rules", !parts.policy.rules.is_empty())];
             if let Some((key, _)) = written.into_iter().find(|(_, opinion)| *opinion) {
                 self.clash(place, "policy", key, "overlayctl policy apply --reset");
@@ -381,7 +503,7 @@ impl Checker {
     }
 
     fn set<T>(&mut self, key: &str, new: Located<T>, value: &mut T, undo: &str) {
-        if self.origins.0.contains_key(key) {
+        if self.is_written(key) {
             self.clash(new.place, key, key, undo);
         } else {
             self.origins.0.insert(key.to_owned(), (OriginLayer::Cli, new.place));
@@ -408,6 +530,7 @@ impl<T> Located<T> {
 
 /// What the layers and the cross checks work on.
 struct Parts {
+    role: Role,
     node: Node,
     overlay: Overlay,
     members: Vec<Member>,

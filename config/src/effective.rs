@@ -14,6 +14,8 @@ use crate::types::{Config, ForeignKind};
 pub enum OriginLayer {
     /// The table of defaults.
     Default,
+    /// The membership that `init` or `join` made.
+    Membership,
     /// The configuration file.
     File,
     /// A change made by the command line.
@@ -34,6 +36,7 @@ pub struct Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.file, self.line) {
+            _ if self.layer == OriginLayer::Membership => f.write_str("membership"),
             (Some(file), Some(line)) => write!(f, "{file}:{line}"),
             (Some(file), None) => f.write_str(file),
             (None, _) => f.write_str("default"),

@@ -15,6 +15,7 @@ pub mod diff;
 pub mod effective;
 pub mod key;
 pub mod layer;
+pub mod membership;
 pub mod problem;
 mod raw;
 mod reader;
@@ -25,7 +26,8 @@ pub use diff::{Applies, Change, diff};
 pub use effective::{Origin, OriginLayer, Setting};
 pub use key::PublicKey;
 pub use layer::Layer;
+pub use membership::MembershipLayer;
 pub use problem::{Place, Problem, Problems};
 pub use types::{
-    Config, ForeignKind, ForeignPeer, Grant, Limits, Log, LogLevel, Member, Node, Overlay, Paths, Plumbing,
+    Config, ForeignKind, ForeignPeer, Grant, Limits, Log, LogLevel, Member, Node, Overlay, Paths, Plumbing, Role,
 };

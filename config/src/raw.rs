@@ -7,7 +7,7 @@ use overlay_wire::policy::{DefaultPolicy, Rule};
 use overlay_wire::{Encapsulation, Mtu};
 
 use crate::key::PublicKey;
-use crate::problem::Place;
+use crate::problem::{Place, Problem};
 use crate::reader::{
     Endpoint, Located, Name, Section, Source, UnicastIp, UnicastPrefix, expect, integer, kind, quote, string,
 };
@@ -19,6 +19,10 @@ type List<T> = Option<Located<Vec<Located<T>>>>;
 /// One text as written.
 #[derive(Default)]
 pub(crate) struct Raw {
+    /// Whether the file itself makes this host a member: it names the host, the pool or other members.
+    pub(crate) is_static: bool,
+    /// What is missing for that.
+    pub(crate) required: Vec<Problem>,
     pub(crate) node: RawNode,
     pub(crate) overlay: RawOverlay,
     pub(crate) plumbing: RawPlumbing,
@@ -131,7 +135,11 @@ pub(crate) fn read_file(source: &mut Source<'_>) -> Raw {
         return Raw::default();
     }
     let mut root = Section::root(source, &table);
-    let mut raw = Raw { node: node(source, &mut root), overlay: overlay(source, &mut root), ..Raw::default() };
+    let mut raw = Raw::default();
+    raw.node = node(source, &mut root, &mut raw.required);
+    raw.overlay = overlay(source, &mut root, &mut raw.required);
+    // What was written and refused counts as written: of three keys, each is either required or there.
+    raw.is_static = raw.required.len() < 3 || root.has("member");
     raw.plumbing = plumbing(source, &mut root);
     raw.members = root.tables(source, "member").into_iter().map(|section| member(source, section)).collect();
     raw.peers = root.tables(source, "peer").into_iter().map(|section| peer(source, section)).collect();
@@ -191,7 +199,7 @@ pub(crate) fn read_layer(source: &mut Source<'_>) -> Raw {
     raw
 }
 
-fn node(source: &mut Source<'_>, root: &mut Section<'_>) -> RawNode {
+fn node(source: &mut Source<'_>, root: &mut Section<'_>, required: &mut Vec<Problem>) -> RawNode {
     let mut section = root.table(source, "node");
     let node = RawNode {
         place: Some(section.place.clone()),
@@ -202,17 +210,13 @@ fn node(source: &mut Source<'_>, root: &mut Section<'_>) -> RawNode {
         endpoints: section.list(source, "endpoints", expect::ENDPOINT),
     };
     section.refuse(source, "identity", INLINE_SECRET, "`identity_file`, the path of a file of mode 0600");
-    if node.name.is_none() {
-        section.missing(source, "name", expect::NAME);
-    }
-    if node.prefixes.is_none() {
-        section.missing(source, "prefixes", "the prefixes of this host's containers, as in [\"10.42.1.0/24\"]");
-    }
+    required.extend(section.lacks("name", expect::NAME));
+    required.extend(section.lacks("prefixes", "the prefixes of this host's containers, as in [\"10.42.1.0/24\"]"));
     section.finish(source);
     node
 }
 
-fn overlay(source: &mut Source<'_>, root: &mut Section<'_>) -> RawOverlay {
+fn overlay(source: &mut Source<'_>, root: &mut Section<'_>, required: &mut Vec<Problem>) -> RawOverlay {
     let mut section = root.table(source, "overlay");
     let overlay = RawOverlay {
         cluster: section.text(source, "cluster", expect::NAME),
@@ -241,9 +245,7 @@ fn overlay(source: &mut Source<'_>, root: &mut Section<'_>) -> RawOverlay {
         private_key_file: section.path(source, "private_key_file"),
     };
     section.refuse(source, "private_key", INLINE_SECRET, "`private_key_file`, the path of a file of mode 0600");
-    if overlay.pool.is_none() {
-        section.missing(source, "pool", "the prefixes all hosts share, as in [\"10.42.0.0/16\"]");
-    }
+    required.extend(section.lacks("pool", "the prefixes all hosts share, as in [\"10.42.0.0/16\"]"));
     section.finish(source);
     overlay
 }

@@ -212,10 +212,19 @@ impl<'t> Section<'t> {
 
     /// Reports that a key is missing.
     pub(crate) fn missing(&self, source: &mut Source<'_>, key: &str, expected: &str) {
-        // A value that was written and refused has been reported already.
-        if self.table.is_none_or(|table| !table.contains_key(key)) {
-            source.problem(self.place.clone(), &self.path_of(key), "missing".to_owned(), expected);
-        }
+        source.problems.extend(self.lacks(key, expected));
+    }
+
+    /// The problem of a key that was not written. A value that was written and refused has been reported already.
+    pub(crate) fn lacks(&self, key: &str, expected: &str) -> Option<Problem> {
+        let (place, key_path) = (self.place.clone(), self.path_of(key));
+        let what = "missing".to_owned();
+        self.table.is_none_or(|table| !table.contains_key(key)).then(|| Problem {
+            place,
+            key: key_path,
+            what,
+            expected: expected.to_owned(),
+        })
     }
 
     /// Reports every key that was never asked for.

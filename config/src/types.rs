@@ -15,9 +15,22 @@ use serde::{Deserialize, Serialize};
 use crate::effective::Origins;
 use crate::key::PublicKey;
 
+/// What makes this host a member of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Nothing: neither the file nor a membership. Name, prefixes and pool are empty then.
+    Standby,
+    /// The file, which names every member.
+    Static,
+    /// A membership, from `init` or `join`.
+    Certified,
+}
+
 /// The whole checked configuration of one daemon.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// What makes this host a member.
+    pub role: Role,
     /// This host.
     pub node: Node,
     /// The overlay network this host is part of.

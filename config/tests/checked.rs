@@ -1,7 +1,8 @@
 //! What is accepted, what is refused, and where problems are said to be.
 
-use overlay_config::{Applies, Config, ForeignKind, Layer, OriginLayer, Problems, diff};
+use overlay_config::{Applies, Config, ForeignKind, Layer, MembershipLayer, OriginLayer, Problems, Role, diff};
 use overlay_wire::Encapsulation;
+use overlay_wire::policy::DefaultPolicy;
 use proptest::prelude::*;
 
 const KEY_A: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
@@ -375,6 +376,93 @@ fn stored_layer_is_loaded_back_and_merged_by_load() {
     assert_eq!(Config::load_file(&file).expect("valid").node.announce.len(), 1);
     let missing = Config::load(&directory.path().join("none.toml")).expect_err("missing").to_string();
     assert!(missing.contains("none.toml") && missing.contains("readable file"), "{missing}");
+}
+
+fn membership() -> MembershipLayer {
+    MembershipLayer {
+        place: "/state/membership".into(),
+        name: "web1".into(),
+        prefixes: vec!["10.42.7.0/24".parse().expect("a prefix")],
+        cluster: "prod".into(),
+        pool: vec!["10.42.0.0/16".parse().expect("a prefix")],
+        encapsulation: Some(Encapsulation::Gre),
+        trusted_underlay: vec!["192.0.2.0/24".parse().expect("a prefix")],
+        listen_port: Some(4000),
+        policy: Some(DefaultPolicy::Deny),
+    }
+}
+
+fn load(text: &str, layer: Option<&str>) -> Result<Config, Problems> {
+    Config::parse_all(text, "f.toml", Some(&membership()), layer.map(|layer| (layer, "cli.toml")))
+}
+
+#[test]
+fn file_that_names_no_host_is_standby_and_one_that_begins_to_is_refused_without_the_rest() {
+    for text in ["", "[log]\nlevel = \"debug\"\n", "[node]\nendpoints = [\"192.0.2.1:51821\"]\n"] {
+        let config = Config::parse(text, "f.toml").expect("standby");
+        assert_eq!(config.role, Role::Standby, "{text}");
+        assert!(config.node.prefixes.is_empty() && config.overlay.pool.is_empty());
+    }
+    assert_eq!(Config::parse(&full(), "f.toml").expect("valid").role, Role::Static);
+    let member = format!("[[member]]\nname = \"h2\"\nidentity = \"{KEY_A}\"\nallow = [\"10.42.2.0/24\"]\n");
+    for (text, missing) in [
+        ("[node]\nname = \"h1\"\n", ["node.prefixes", "overlay.pool"].as_slice()),
+        ("[overlay]\npool = [\"10.42.0.0/16\"]\n", &["node.name", "node.prefixes"]),
+        (&member, &["node.name", "node.prefixes", "overlay.pool"]),
+    ] {
+        let problems = problems(text);
+        for key in missing {
+            assert!(problems.0.iter().any(|problem| problem.key == *key && problem.what == "missing"), "{text}: {key}");
+        }
+    }
+}
+
+#[test]
+fn membership_fills_what_the_file_leaves_open_and_is_shown_as_such() {
+    let config = load("[overlay]\nmtu = 1300\n", None).expect("a member");
+    assert_eq!(config.role, Role::Certified);
+    assert_eq!((config.node.name.as_str(), config.overlay.cluster.as_str()), ("web1", "prod"));
+    assert_eq!((config.overlay.encapsulation, config.overlay.listen_port), (Encapsulation::Gre, 4000));
+    assert_eq!(config.policy.default, DefaultPolicy::Deny);
+    let origin = |key: &str| config.settings().into_iter().find(|setting| setting.key == key).expect(key).origin;
+    assert_eq!(origin("node.prefixes").to_string(), "membership");
+    assert_eq!(origin("overlay.listen_port").layer, OriginLayer::Membership);
+    assert_eq!(origin("overlay.mtu").layer, OriginLayer::File);
+    assert_eq!(origin("overlay.interface").layer, OriginLayer::Default);
+}
+
+#[test]
+fn file_overrides_defaults_of_the_cluster_and_clashes_with_what_is_the_hosts_alone() {
+    let file = "[overlay]\nlisten_port = 5000\nencapsulation = \"wireguard\"\n[policy]\ndefault = \"open\"\n";
+    let config = load(file, None).expect("a member");
+    assert_eq!((config.overlay.encapsulation, config.overlay.listen_port), (Encapsulation::Wireguard, 5000));
+    assert_eq!(config.policy.default, DefaultPolicy::Open);
+    let file =
+        "[node]\nname = \"h1\"\nprefixes = [\"10.42.1.0/24\"]\n[overlay]\ncluster = \"x\"\npool = [\"10.42.0.0/16\"]\n";
+    let text = load(file, None).expect_err("a clash").to_string();
+    for key in ["f.toml:2: node.name", "f.toml:3: node.prefixes", "f.toml:5: overlay.cluster", "f.toml:6: overlay.pool"]
+    {
+        assert!(text.contains(key), "{key}: {text}");
+    }
+    assert!(text.contains("overlayctl leave"), "{text}");
+}
+
+#[test]
+fn unencrypted_default_of_the_cluster_counts_only_where_an_underlay_is_trusted() {
+    let layer = MembershipLayer { trusted_underlay: Vec::new(), ..membership() };
+    let used =
+        |text: &str| Config::parse_all(text, "f.toml", Some(&layer), None).expect("a member").overlay.encapsulation;
+    assert_eq!(used(""), Encapsulation::Wireguard);
+    assert_eq!(used("[overlay]\ntrusted_underlay = [\"192.0.2.0/24\"]\n"), Encapsulation::Gre);
+}
+
+#[test]
+fn command_line_overrides_defaults_of_the_cluster() {
+    let layer = "version = 1\n[overlay]\nencapsulation = \"ipip\"\n[policy]\ndefault = \"open\"\nrules = []\n";
+    let config = load("", Some(layer)).expect("no clash");
+    assert_eq!(config.overlay.encapsulation, Encapsulation::Ipip);
+    assert_eq!(config.policy.default, DefaultPolicy::Open);
+    assert_eq!(config.origins.of("overlay.encapsulation").layer, OriginLayer::Cli);
 }
 
 fn layer() -> impl Strategy<Value = Layer> {

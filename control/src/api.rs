@@ -2,12 +2,17 @@
 
 mod endpoint;
 mod error;
+mod membership;
 mod network;
 mod request;
 mod status;
 
 pub use endpoint::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState};
 pub use error::{ApiError, Problem};
+pub use membership::{
+    CertificateInfo, InitRequest, Invitation, InviteRequest, Joined, MembershipRequest, MembershipResponse, SecretText,
+    TokenInfo,
+};
 pub use network::{
     DoctorMode, Event, Finding, FindingStatus, Flow, FlowSelector, PingProgress, PingReply, PolicyTest, PolicyView,
     Refusal, RefusedBy, RouteAdded, RouteEntry, RouteWhy, RuleMatch, Severity, TestVerdict, Verdict,

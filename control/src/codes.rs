@@ -20,6 +20,8 @@ pub mod exit {
     pub const PERMISSION: u8 = 6;
     /// The answer did not come in time.
     pub const TIMED_OUT: u8 = 7;
+    /// This host is not a member of a cluster.
+    pub const NOT_MEMBER: u8 = 8;
     /// `status --check`: something is not as it should be, packets flow.
     pub const DEGRADED: u8 = 10;
     /// `status --check`: packets do not flow.
@@ -84,6 +86,13 @@ codes! {
     Permission "PERMISSION" PERMISSION "The caller may not open the socket or may not make changes.";
     Timeout "TIMEOUT" TIMED_OUT "The answer did not come in time.";
     NotReady "NOT_READY" TIMED_OUT "The host did not become ready in time.";
+    NotMember "NOT_MEMBER" NOT_MEMBER "This host is not a member of a cluster yet.";
+    AlreadyMember "ALREADY_MEMBER" CONFLICT "This host is a member of a cluster already.";
+    NotIssuer "NOT_ISSUER" PERMISSION "This host does not hold the authority's key.";
+    Token "TOKEN" USAGE "The text is not a token, or it was not copied whole.";
+    JoinRefused "JOIN_REFUSED" CONFLICT "The issuer knows the token and refuses the host; the message has its reason.";
+    JoinTimeout "JOIN_TIMEOUT" TIMED_OUT "No issuer named in the token answered.";
+    Passphrase "PASSPHRASE" PERMISSION "The passphrase does not open the export, or the export was changed.";
     Busy "BUSY" FAILED "The daemon has as many connections or tasks as it allows.";
     Lagged "LAGGED" FAILED "The watcher read too slowly; events were lost and the stream was closed.";
     Unsupported "UNSUPPORTED" FAILED "This daemon or kernel cannot do what was asked.";
@@ -103,6 +112,8 @@ codes! {
     AlreadyRunning "ALREADY_RUNNING" CONFLICT "Another daemon holds the lock of this state or runtime directory.";
     Identity "IDENTITY" FAILED "The identity key is missing, unreadable or does not fit the configuration.";
     StateNewer "STATE_NEWER" FAILED "A state file was written by a newer release and is left untouched.";
+    StateDamaged "STATE_DAMAGED" FAILED "No copy of a state file is whole, and nothing else says what was in it.";
+    StateForeign "STATE_FOREIGN" FAILED "The state directory or a file in it does not belong to the daemon's user alone.";
     KernelTunnel "KERNEL_TUNNEL" CONFLICT "A kernel tunnel device would receive the packets of an unencrypted encapsulation.";
     Plumbing "PLUMBING" FAILED "A route, rule, link or firewall entry could not be put in place.";
     Clock "CLOCK" FAILED "The clock is so wrong that signed records cannot be judged.";

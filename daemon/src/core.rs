@@ -1,30 +1,32 @@
 //! What the control side shares: configuration in force, the published view of gossip, peers, and handles to the
 //! threads.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use dashmap::DashMap;
-use overlay_config::Config;
+use overlay_config::{Config, MembershipLayer};
 use overlay_control::ApiError;
 use overlay_control::api::Problem;
 use overlay_dataplane::Conntrack;
 use overlay_routing::gossip::{GossipCounters, MemberView};
 use overlay_routing::identity::IdentityPublic;
 use overlay_routing::rib::{ClaimSource, Rib};
-use overlay_wire::gossip::RouteVerdict;
+use overlay_wire::gossip::{Record, RouteVerdict};
+use overlay_wire::membership::SignedCertificate;
 use overlay_wire::{HostId, Mtu, PeerIndex, Prefix};
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::asking::{Question, Told};
 use crate::events::EventLog;
 use crate::flow_store::SaveFigures;
+use crate::membership::{IssuerView, Store, Work};
 use crate::peers::{Peer, PeerKind};
 use crate::plumbing::PlumbingHandle;
 use crate::shared::SharedRef;
@@ -65,6 +67,30 @@ pub enum Change {
     Ask(Vec<HostId>, Question, mpsc::Sender<Told>),
     /// What is known of a member at this moment. Changes nothing.
     Look(HostId, oneshot::Sender<Option<MemberView>>),
+    /// Something about membership.
+    Membership(MembershipChange),
+}
+
+/// What the issuer and the API ask of the director about membership.
+#[derive(Debug)]
+pub enum MembershipChange {
+    /// Publish records of the authority.
+    PublishAuthority(Vec<Record>),
+    /// Give a member the certificate it asked for.
+    AnswerCertificate {
+        /// The member.
+        host: HostId,
+        /// From its request.
+        nonce: u64,
+        /// The certificate.
+        certificate: Box<SignedCertificate>,
+    },
+    /// This host has a new certificate.
+    OwnCertificate(Box<SignedCertificate>),
+    /// This host holds the authority's key now.
+    BecomeIssuer,
+    /// Ask an issuer for a new certificate now.
+    RenewNow,
 }
 
 /// Shared by every task of the control side.
@@ -120,6 +146,30 @@ pub struct Core {
     pub reloads: Reloads,
     /// Where another machine speaks with this host's identity, if one was seen.
     pub twin: Mutex<Option<String>>,
+    /// The layer of the membership, where this host has one.
+    pub layer: Option<MembershipLayer>,
+    /// Told when this host leaves the cluster.
+    pub leave: watch::Sender<bool>,
+    /// To the issuer's task.
+    pub(crate) work: mpsc::Sender<Work>,
+    /// The state files of the membership.
+    pub(crate) store: Store,
+    /// The issuer, where this host is one.
+    pub(crate) issuer: ArcSwapOption<IssuerView>,
+    /// Why the issuer's last change could not be stored, if so.
+    pub issuer_problem: Mutex<Option<ApiError>>,
+    /// Why what is kept of the membership could not be stored, if so.
+    pub keep_problem: Mutex<Option<ApiError>>,
+    /// The own certificate, where there is one.
+    pub own_certificate: ArcSwapOption<SignedCertificate>,
+    /// The authorities that are trusted.
+    pub trusted: ArcSwap<Vec<IdentityPublic>>,
+    /// Every host known to be revoked.
+    pub revoked: ArcSwap<BTreeSet<HostId>>,
+    /// Whether this host's clock must be wrong.
+    pub is_clock_suspect: AtomicBool,
+    /// Where members reach this host.
+    pub own_endpoints: ArcSwap<Vec<SocketAddr>>,
     peers: DashMap<PeerKind, Arc<Peer>>,
     order: Mutex<PeerOrder>,
     revision: AtomicU64,
@@ -173,6 +223,14 @@ pub struct CoreParts {
     pub events: EventLog,
     /// See [`Core`].
     pub file_text: String,
+    /// See [`Core`].
+    pub layer: Option<MembershipLayer>,
+    /// See [`Core`].
+    pub leave: watch::Sender<bool>,
+    /// See [`Core`].
+    pub(crate) work: mpsc::Sender<Work>,
+    /// See [`Core`].
+    pub(crate) store: Store,
 }
 
 impl Core {
@@ -205,6 +263,18 @@ impl Core {
             flow_saves: Arc::default(),
             reloads: Reloads::default(),
             twin: Mutex::default(),
+            layer: parts.layer,
+            leave: parts.leave,
+            work: parts.work,
+            store: parts.store,
+            issuer: ArcSwapOption::empty(),
+            issuer_problem: Mutex::default(),
+            keep_problem: Mutex::default(),
+            own_certificate: ArcSwapOption::empty(),
+            trusted: ArcSwap::default(),
+            revoked: ArcSwap::default(),
+            is_clock_suspect: AtomicBool::new(false),
+            own_endpoints: ArcSwap::default(),
             peers: DashMap::new(),
             order: Mutex::default(),
             revision: AtomicU64::new(0),
@@ -241,6 +311,32 @@ impl Core {
     #[must_use]
     pub fn all_peers(&self) -> Vec<Arc<Peer>> {
         self.order.lock().all.clone()
+    }
+
+    /// The own certificate, where there is one.
+    #[must_use]
+    pub fn certificate(&self) -> Option<SignedCertificate> {
+        self.own_certificate.load().as_deref().cloned()
+    }
+
+    /// Whether an authority of this key is trusted.
+    #[must_use]
+    pub fn trusts(&self, key: &IdentityPublic) -> bool {
+        self.trusted.load().contains(key)
+    }
+
+    /// The cluster id.
+    #[must_use]
+    pub fn cluster(&self) -> [u8; 32] {
+        overlay_routing::gossip::cluster_id(&self.config.load().overlay.cluster)
+    }
+
+    /// The name of a host, as it was known last.
+    #[must_use]
+    pub fn name_of(&self, host: HostId) -> String {
+        let view = self.view.load();
+        let peer = || self.find_peer(&PeerKind::Member(host)).map(|peer| peer.name.clone());
+        view.member(host).map(|member| member.name.clone()).or_else(peer).unwrap_or_else(|| host.to_string())
     }
 
     /// The prefixes behind this host that no other owner's prefix overlaps.

@@ -1,17 +1,21 @@
 //! The director: the one task that owns gossip and may change what is in force. It drives the gossip state machine,
 //! applies configuration changes whole, rebuilds the packet path's snapshot, and sends data-path probes.
 
+mod membership;
+
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use overlay_config::{Applies, Config};
+use overlay_config::{Applies, Config, Role};
 use overlay_control::api::Severity;
 use overlay_control::{ApiError, Code};
 use overlay_dataplane::{HostPolicy, RuleEvent};
-use overlay_routing::gossip::{ForeignPrefixes, Gossip, GossipEvent, OwnHost, StaticMember};
+use overlay_routing::gossip::{
+    Authority, ForeignPrefixes, Gossip, GossipEvent, MemberView, OwnHost, StaticMember, Transmit,
+};
 use overlay_routing::identity::IdentityPublic;
 use overlay_wire::gossip::RouteAnnouncement;
 use overlay_wire::{HostId, Prefix};
@@ -19,6 +23,7 @@ use tokio::sync::mpsc;
 
 use crate::asking::{Listeners, Question, Told};
 use crate::core::{Change, Core, View, host_address, unix_ms};
+use crate::membership::{Kept, Work};
 use crate::peers::{Peer, PeerKind};
 use crate::plumbing::LearnedRoutes;
 use crate::probe::{self, DataState};
@@ -38,6 +43,17 @@ const UNDERLAY_EVERY: Duration = Duration::from_secs(10);
 /// so it is well below the time after which TCP backs off for long.
 const PATHS_EVERY: Duration = Duration::from_millis(250);
 
+/// How often what gossip learned is kept on disk.
+const KEEP_EVERY: Duration = Duration::from_secs(2);
+
+pub(crate) use membership::{enter, publish};
+
+/// Addresses of no host in particular: the way to them is the default route (RFC 5737, RFC 3849).
+pub(crate) const ANYWHERE: [SocketAddr; 2] = [
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9),
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 9),
+];
+
 /// Sends gossip datagrams.
 #[derive(Debug)]
 pub struct GossipSockets {
@@ -45,6 +61,18 @@ pub struct GossipSockets {
     pub udp4: Option<std::net::UdpSocket>,
     /// UDP over IPv6.
     pub udp6: Option<std::net::UdpSocket>,
+}
+
+impl GossipSockets {
+    /// Sends one; what cannot be sent is lost, as any datagram may be.
+    pub(crate) fn send(&self, transmit: &Transmit) {
+        let socket = if transmit.to.is_ipv4() { &self.udp4 } else { &self.udp6 };
+        if let Some(socket) = socket
+            && let Err(error) = socket.send_to(&transmit.bytes, transmit.to)
+        {
+            tracing::debug!(to = %transmit.to, cause = %error, "gossip datagram not sent");
+        }
+    }
 }
 
 /// The director's state.
@@ -71,6 +99,14 @@ pub struct Director {
     pub loop_told: Option<Instant>,
     /// Who waits for what members say.
     pub listeners: Listeners,
+    /// To the issuer's task.
+    pub(crate) work: mpsc::Sender<Work>,
+    /// To the keeper; holds what it was last given.
+    pub(crate) keeper: tokio::sync::watch::Sender<Option<Kept>>,
+    /// Whether gossip learned something worth keeping.
+    pub(crate) is_unkept: bool,
+    /// Whether it is to be kept at once.
+    pub(crate) must_keep: bool,
 }
 
 impl Director {
@@ -87,6 +123,8 @@ impl Director {
         let mut paths = tokio::time::interval(PATHS_EVERY);
         paths.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut mtus = Vec::new();
+        let mut keep = tokio::time::interval(KEEP_EVERY);
+        keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let due = self.gossip.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(1));
             tokio::select! {
@@ -118,9 +156,13 @@ impl Director {
                         probe.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
                     }
                 }
-                _ = underlay.tick() => self.refresh_underlay(),
+                _ = underlay.tick() => {
+                    self.tell_time();
+                    self.refresh_underlay();
+                }
+                _ = keep.tick(), if self.is_unkept => self.keep(),
                 _ = paths.tick() => {
-                    let now = path_mtus(&self.core.config.load());
+                    let now = path_mtus(&self.core);
                     if now != mtus {
                         mtus = now;
                         self.drain(true);
@@ -132,19 +174,14 @@ impl Director {
 
     fn transmit(&mut self) {
         while let Some(transmit) = self.gossip.poll_transmit() {
-            let socket = if transmit.to.is_ipv4() { &self.sockets.udp4 } else { &self.sockets.udp6 };
-            if let Some(socket) = socket
-                && let Err(error) = socket.send_to(&transmit.bytes, transmit.to)
-            {
-                tracing::debug!(to = %transmit.to, cause = %error, "gossip datagram not sent");
-            }
+            self.sockets.send(&transmit);
         }
     }
 
     /// Sends what gossip wants sent, records what it reports, and rebuilds when that matters.
     fn drain(&mut self, force: bool) {
         let mut changed = force;
-        let mut moved = Vec::new();
+        let (mut moved, mut cut) = (Vec::new(), Vec::new());
         while let Some(event) = self.gossip.poll_event() {
             changed |= matters(&event);
             if let GossipEvent::EndpointChanged { host, endpoint } = &event {
@@ -156,12 +193,19 @@ impl Director {
             }
             self.listeners.tell(&event);
             self.record(&event);
+            cut.extend(self.membership_event(&event));
         }
         if changed {
             self.rebuild();
             for (host, endpoint) in moved {
                 self.move_path(host, endpoint);
             }
+        }
+        for host in cut {
+            self.cut(host);
+        }
+        if self.must_keep {
+            self.keep();
         }
         // Last, so that what an answer says of this host is in force before the answer leaves.
         self.transmit();
@@ -206,8 +250,13 @@ impl Director {
         let inputs: Vec<MemberInput<'_>> = members
             .iter()
             .filter_map(|view| {
-                let config = by_identity.get(&view.host)?;
-                Some(MemberInput { view, config, gre: self.gossip.gre_keys(view.host, now) })
+                let config = by_identity.get(&view.host);
+                // Its peer may be in the file no more while gossip still holds it.
+                if config.is_none() && view.authority == Authority::Static {
+                    return None;
+                }
+                let encapsulation = config.and_then(|config| config.encapsulation);
+                Some(MemberInput { view, encapsulation, gre: self.gossip.gre_keys(view.host, now) })
             })
             .collect();
         let rebuilt = rebuild(&core, &config, &inputs, &rib);
@@ -289,7 +338,17 @@ impl Director {
             | GossipEvent::CheckAnswered { .. }
             | GossipEvent::ClockAsked { .. }
             | GossipEvent::ClockTold { .. }
-            | GossipEvent::ReflexiveAddress { .. } => {
+            | GossipEvent::ReflexiveAddress { .. }
+            | GossipEvent::MemberAdded { .. }
+            | GossipEvent::MemberRevoked { .. }
+            | GossipEvent::OwnIdentityRevoked
+            | GossipEvent::StandingChanged { .. }
+            | GossipEvent::TrustChanged
+            | GossipEvent::JoinReceived { .. }
+            | GossipEvent::CertificateRequested { .. }
+            | GossipEvent::CertificateRenewed { .. }
+            | GossipEvent::PolicyChanged(_)
+            | GossipEvent::ClockSuspected { .. } => {
                 tracing::debug!(?event, "gossip");
             }
         }
@@ -304,10 +363,13 @@ impl Director {
             Change::Look(host, answer) => {
                 let _ = answer.send(self.gossip.member(host));
             }
+            Change::Membership(change) => self.membership_change(change),
             Change::Reload(done) => {
-                let text = std::fs::read_to_string(&self.core.config_path).unwrap_or_default();
-                let outcome = match Config::load(&self.core.config_path) {
-                    Ok(config) => self.apply(config).inspect(|_| *self.core.file_text.lock() = text),
+                let (path, layer) = (&self.core.config_path, self.core.layer.as_ref());
+                let text = if layer.is_some() { Config::text_or_empty(path) } else { Config::text(path) };
+                let loaded = text.and_then(|text| Ok((Config::load_text(&text, path, layer)?, text)));
+                let outcome = match loaded {
+                    Ok((config, text)) => self.apply(config).inspect(|_| *self.core.file_text.lock() = text),
                     Err(problems) => Err(ApiError::new(
                         Code::Config,
                         "the configuration was not reloaded",
@@ -351,7 +413,7 @@ impl Director {
         let refused = |error: overlay_routing::gossip::GossipError| {
             ApiError::new(Code::Config, "nothing was changed", error.to_string(), "shorten the list and try again")
         };
-        let endpoints = own_endpoints(&next);
+        let endpoints = own_endpoints(&next, &self.core.view.load().members);
         let old = self.core.config.load_full();
         // Each step refuses or takes effect; earlier ones are taken back when a later one refuses.
         let steps = self
@@ -366,6 +428,7 @@ impl Director {
         }
         self.gossip.set_foreign(foreign_prefixes(&next), now);
         self.endpoints = endpoints;
+        self.core.own_endpoints.store(Arc::new(self.endpoints.clone()));
         if next.log.level != old.log.level {
             crate::logging::set_level(next.log.level);
         }
@@ -448,10 +511,11 @@ impl Director {
     /// Looks at the underlay again: own addresses may have changed, and MTUs.
     fn refresh_underlay(&mut self) {
         let config = self.core.config.load_full();
-        let endpoints = own_endpoints(&config);
+        let endpoints = own_endpoints(&config, &self.core.view.load().members);
         if endpoints != self.endpoints {
             self.core.events.info("underlay-changed", None, format!("own endpoints are now {endpoints:?}"));
             self.endpoints = endpoints;
+            self.core.own_endpoints.store(Arc::new(self.endpoints.clone()));
             let own = own_host(&self.core, &config, &self.endpoints);
             if let Err(error) = self.gossip.set_own_host(own, Instant::now()) {
                 self.core.events.warn("own-record", None, error.to_string());
@@ -475,14 +539,24 @@ fn matters(event: &GossipEvent) -> bool {
         | GossipEvent::PlainStatusHeard { .. }
         | GossipEvent::RoutesChanged
         | GossipEvent::RouteRefused(_)
-        | GossipEvent::VerdictsReceived { .. } => true,
+        | GossipEvent::VerdictsReceived { .. }
+        | GossipEvent::MemberAdded { .. }
+        | GossipEvent::MemberRevoked { .. }
+        | GossipEvent::StandingChanged { .. }
+        | GossipEvent::TrustChanged => true,
         GossipEvent::Equivocation { .. }
         | GossipEvent::OwnIdentityElsewhere { .. }
         | GossipEvent::IdentityInUseTwice { .. }
         | GossipEvent::CheckAnswered { .. }
         | GossipEvent::ClockAsked { .. }
         | GossipEvent::ClockTold { .. }
-        | GossipEvent::ReflexiveAddress { .. } => false,
+        | GossipEvent::ReflexiveAddress { .. }
+        | GossipEvent::OwnIdentityRevoked
+        | GossipEvent::JoinReceived { .. }
+        | GossipEvent::CertificateRequested { .. }
+        | GossipEvent::CertificateRenewed { .. }
+        | GossipEvent::PolicyChanged(_)
+        | GossipEvent::ClockSuspected { .. } => false,
     }
 }
 
@@ -523,20 +597,29 @@ pub fn announcements(config: &Config) -> Vec<RouteAnnouncement> {
 }
 
 /// The MTU on the way to each configured peer, as the kernel knows it now.
-fn path_mtus(config: &Config) -> Vec<(SocketAddr, u16)> {
-    let members = config.members.iter().filter_map(|member| member.endpoint);
+fn path_mtus(core: &Core) -> Vec<(SocketAddr, u16)> {
+    let (config, view) = (core.config.load(), core.view.load());
+    let configured = config.members.iter().filter_map(|member| member.endpoint);
+    let certified = view.members.iter().filter(|member| member.authority != Authority::Static);
+    let members = configured.chain(certified.filter_map(|member| member.endpoint));
     let mark = config.plumbing.mark_socket;
     members.filter_map(|to| route_to(to, mark).ok().map(|route| (to, route.mtu))).collect()
 }
 
 /// Where members reach this host: what the file says, else the sources the kernel uses towards the members.
 #[must_use]
-pub fn own_endpoints(config: &Config) -> Vec<SocketAddr> {
+pub fn own_endpoints(config: &Config, known: &[MemberView]) -> Vec<SocketAddr> {
     if !config.node.endpoints.is_empty() {
         return config.node.endpoints.clone();
     }
-    let towards = config.members.iter().filter_map(|member| member.endpoint);
+    let mut towards: Vec<SocketAddr> = config.members.iter().filter_map(|member| member.endpoint).collect();
+    if config.role == Role::Certified {
+        // Members that are not known yet come from anywhere.
+        towards.extend(known.iter().filter_map(|member| member.endpoint));
+        towards.extend(ANYWHERE);
+    }
     let mut endpoints: Vec<SocketAddr> = towards
+        .into_iter()
         .filter_map(|to| route_to(to, config.plumbing.mark_socket).ok())
         .map(|route| SocketAddr::new(route.source, config.overlay.listen_port))
         .filter(|endpoint| !endpoint.ip().is_loopback())

@@ -50,7 +50,7 @@ impl HandshakeThread {
         }
     }
 
-    /// Runs until every sender of messages is gone.
+    /// Runs until it is told to end.
     pub fn run(mut self) {
         let mut next_tick = Instant::now() + TICK;
         loop {
@@ -63,6 +63,7 @@ impl HandshakeThread {
                     match message {
                         HandshakeMessage::Received(datagram) => self.received(&snapshot, &datagram, now),
                         HandshakeMessage::Wanted(index) => self.wanted(&snapshot, index, now),
+                        HandshakeMessage::Stop => return,
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}

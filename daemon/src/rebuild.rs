@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use overlay_config::{Config, ForeignKind, ForeignPeer, Member};
+use overlay_config::{Config, ForeignKind, ForeignPeer};
 use overlay_dataplane::{CompiledPolicy, HostPolicy, LocalAddresses, PeerInfo, Route, Tables};
 use overlay_routing::fib::Fib;
 use overlay_routing::gossip::MemberView;
@@ -30,8 +30,8 @@ const ASSUMED_MTU: u16 = 1500;
 pub struct MemberInput<'a> {
     /// What gossip says.
     pub view: &'a MemberView,
-    /// What the file says.
-    pub config: &'a Member,
+    /// The encapsulation that the configuration asks for with it, where it names one.
+    pub encapsulation: Option<Encapsulation>,
     /// GRE key shared with it, and the previous one.
     pub gre: Option<(u32, Option<u32>)>,
 }
@@ -108,7 +108,7 @@ impl Builder<'_> {
         if let Some(record) = &view.host_record {
             self.tunnel(&peer, &record.wireguard_key, endpoint, TunnelSettings::default());
         }
-        let asked = input.config.encapsulation.unwrap_or(self.config.overlay.encapsulation);
+        let asked = input.encapsulation.unwrap_or(self.config.overlay.encapsulation);
         let (ours, plain_to) = self.judge_plain(asked, view, route, shared_sources);
         self.plain.insert(view.host, ours);
         let theirs = asked_for(view.plain);

@@ -31,6 +31,8 @@ pub enum HandshakeMessage {
     Received(Datagram),
     /// A packet waits for a session with this peer.
     Wanted(PeerIndex),
+    /// End the thread.
+    Stop,
 }
 
 /// What a worker tells the supervisor.

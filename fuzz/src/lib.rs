@@ -36,6 +36,10 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("flows", bodies::dataplane::saved_flows),
     ("fib", bodies::routing::fib),
     ("gossip_machine", bodies::routing::gossip),
+    ("gossip_certified", bodies::routing::certified),
+    ("membership", bodies::membership::formats),
+    ("membership_stored", bodies::membership::stored),
+    ("issuer", bodies::membership::issuer),
 ];
 
 /// By how much a target's number of runs is divided in the plain test run, because one run of it costs that much more
@@ -43,7 +47,7 @@ pub const TARGETS: &[(&str, Body)] = &[
 #[must_use]
 pub fn cost(name: &str) -> u64 {
     match name {
-        "gossip_machine" => 50,
+        "gossip_machine" | "gossip_certified" | "issuer" => 50,
         "fib" | "dataplane" | "config" => 4,
         _ => 1,
     }

@@ -16,6 +16,8 @@ use overlay_wire::offload::{GsoKind, VnetHeader};
 use overlay_wire::packet::{Headers, protocol};
 use overlay_wire::{Encapsulation, HostId, Mtu, Prefix, checksum, icmp};
 
+mod membership;
+
 /// One seed file: target, name, bytes.
 type Seed = (&'static str, String, Vec<u8>);
 
@@ -57,6 +59,10 @@ pub fn all() -> Vec<Seed> {
     add(&mut seeds, "flows", saved());
     add(&mut seeds, "fib", tables());
     add(&mut seeds, "gossip_machine", scripts());
+    add(&mut seeds, "gossip_certified", membership::scripts());
+    add(&mut seeds, "membership", membership::formats());
+    add(&mut seeds, "membership_stored", membership::stored());
+    add(&mut seeds, "issuer", membership::issuer());
     seeds
 }
 
@@ -226,8 +232,10 @@ fn envelopes() -> Vec<(&'static str, Vec<u8>)> {
         counter: 3,
         nonce: 4,
         record: record(),
+        certificate: None,
         signature: [5; 64],
     };
+    let certified = envelope::IntroduceContent { certificate: Some(record()), ..introduce.clone() };
     let ack = envelope::IntroduceAckContent { nonce: 1, boot_epoch: 2, observed: Some(endpoint()), record: record() };
     let sealed = |header: Vec<u8>| [header, vec![7; 48]].concat();
     vec![
@@ -236,6 +244,9 @@ fn envelopes() -> Vec<(&'static str, Vec<u8>)> {
         ("introduce-ack", sealed(envelope::introduce_ack_header(&[1; 8], &[2; 32], &[3; 24]))),
         ("content", envelope::Content { boot_epoch: 1, sequence: 2, message: &[10] }.encode()),
         ("introduce-content", introduce.encode()),
+        ("introduce-content-certified", certified.encode()),
+        ("join", sealed(envelope::join_header(&[1; 32], &[2; 8], &[3; 24]))),
+        ("join-ack", sealed(envelope::join_ack_header(&[1; 8], &[2; 24]))),
         ("introduce-ack-content", ack.encode()),
     ]
 }
@@ -254,6 +265,8 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ("suspect", Message::Suspect { host: HostId([2; 16]) }),
         ("leave", Message::Leave),
         ("verdict-request", Message::VerdictRequest { version: 7 }),
+        ("certificate-request", Message::CertificateRequest { nonce: 1 }),
+        ("certificate", Message::Certificate { nonce: 1, certificate: Box::new(membership::certificate()) }),
         ("verdicts", Message::Verdicts { version: 7, entries: vec![(prefix("10.42.1.0/24"), RouteVerdict::Accepted)] }),
         ("clock-request", Message::ClockRequest { nonce: 1 }),
         ("clock", Message::Clock { nonce: 1, unix_ms: 1_800_000_000_000 }),

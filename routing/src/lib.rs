@@ -7,5 +7,6 @@
 pub mod fib;
 pub mod gossip;
 pub mod identity;
+pub mod membership;
 pub mod ownership;
 pub mod rib;

@@ -12,7 +12,7 @@ mod explain;
 #[cfg(test)]
 mod tests;
 
-pub use build::{LocalClaims, MemberClaims, RibInput};
+pub use build::{ClaimAuthority, LocalClaims, MemberClaims, RibInput};
 pub use explain::Why;
 
 /// The most prefixes counted per member, HOST and ROUTES together.
@@ -56,6 +56,8 @@ pub struct Claim {
     pub metric: u32,
     /// The grant that permits it; `None` for local claims and for claims outside every grant.
     pub grant: Option<Grant>,
+    /// On what the claimant's membership rests; `None` for local claims and foreign peers.
+    pub authority: Option<ClaimAuthority>,
     /// `None` when the claim is in use.
     pub refusal: Option<Refusal>,
 }
@@ -85,6 +87,8 @@ pub enum Refusal {
     Reserved,
     /// The claimant has more prefixes than are counted.
     TooMany,
+    /// The claimant's certificate is out of its time, and the claim is new.
+    Expired,
 }
 
 /// The rule that decides between two owners; prefix length and time of arrival are none.
@@ -98,6 +102,12 @@ pub enum Rule {
     ConfigurationWins,
     /// An explicit grant beats a pool grant.
     ExplicitBeatsPool,
+    /// A claim under a certificate that is out of its time gives way.
+    ValidBeatsExpired,
+    /// A configured member wins over one that rests on a certificate.
+    StaticBeatsCertified,
+    /// The member that was admitted first wins: the lower serial of its first certificate.
+    LowerSerial,
     /// The lower host id wins.
     LowerHostId,
     /// The peer that is configured first wins.
@@ -185,6 +195,7 @@ impl Claim {
             Some(Refusal::Lost { .. }) => RouteVerdict::Lost,
             Some(Refusal::Reserved) => RouteVerdict::Reserved,
             Some(Refusal::TooMany) => RouteVerdict::TooMany,
+            Some(Refusal::Expired) => RouteVerdict::Expired,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Shared parts of the system tests.
 
+mod certified;
 mod cookies;
 mod foreign;
 mod handshakes;
@@ -11,6 +12,7 @@ mod snapshot;
 mod traffic;
 mod wireguard;
 
+pub use certified::{Certified, POOL, TestJoiner, fresh_identity};
 pub use cookies::{Cookies, Flood};
 pub use foreign::{FOREIGN_V4, FOREIGN_V6, Foreign, make_key};
 pub use handshakes::Initiations;

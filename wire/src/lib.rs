@@ -15,6 +15,7 @@ pub mod gre;
 pub mod icmp;
 pub mod id;
 pub mod ipip;
+pub mod membership;
 pub mod mss;
 pub mod offload;
 pub mod packet;

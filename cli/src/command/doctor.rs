@@ -35,6 +35,11 @@ pub(super) fn run(context: &mut Context<'_>, mode: DoctorMode, peer: Option<Stri
     Ok(if bad { exit::FAILED } else { exit::OK })
 }
 
+/// One finding in a sentence.
+pub(super) fn sentence(finding: &Finding) -> String {
+    format!("{}: {}", finding.check, finding.why)
+}
+
 fn show(output: &mut Output, findings: &[Finding]) -> Result<(), Failure> {
     let width = findings.iter().map(|finding| finding.check.chars().count()).max().unwrap_or(0);
     for finding in findings {

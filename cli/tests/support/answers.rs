@@ -7,6 +7,9 @@ use overlay_control::api::{
     Health, HostInfo, PeerKind, PeerStatus, PingProgress, PingReply, PolicyView, Problem, Refusal, RefusedBy, Request,
     Response, RouteAdded, RouteEntry, RouteWhy, RuleMatch, Severity, Status, TestVerdict, Verdict, VersionInfo,
 };
+use overlay_control::api::{
+    CertificateInfo, Invitation, Joined, MembershipRequest, MembershipResponse, SecretText, TokenInfo,
+};
 use overlay_control::codes::Code;
 use overlay_wire::{Encapsulation, HostId, Prefix};
 
@@ -116,6 +119,72 @@ fn status() -> Status {
 fn route(text: &str, owner: &str, kind: &str, reason: &str) -> RouteEntry {
     let best = kind != "claim";
     RouteEntry { prefix: prefix(text), owner: owner.into(), kind: kind.into(), metric: 0, best, reason: reason.into() }
+}
+
+fn time(ms: u64) -> Timestamp {
+    Timestamp::from_unix_ms(1_795_185_061_001 + ms)
+}
+
+fn certificate(name: &str, number: u8, rights: &[&str]) -> CertificateInfo {
+    CertificateInfo {
+        name: name.into(),
+        id: HostId([number; 16]),
+        identity: PublicKey([number; 32]),
+        serial: format!("0-{number}"),
+        grants: vec![format!("10.42.{number}.0/24"), format!("fd42:0:0:{number}::/64")],
+        labels: [("role".to_owned(), "web".to_owned())].into(),
+        rights: rights.iter().map(|right| (*right).to_owned()).collect(),
+        ca: "07".repeat(16),
+        from: time(0),
+        expires: time(2_592_000_000),
+        state: if number == 3 { "revoked" } else { "valid" }.into(),
+        own: number == 1,
+    }
+}
+
+fn token_info(id: &str, state: &str, uses_left: u32) -> TokenInfo {
+    TokenInfo {
+        id: id.into(),
+        uses_left,
+        expires: time(3_600_000),
+        state: state.into(),
+        labels: [("role".to_owned(), "web".to_owned())].into(),
+        name: (uses_left == 0).then(|| "h2".to_owned()),
+        redeemed_by: if uses_left == 0 { vec![HostId([2; 16])] } else { vec![] },
+    }
+}
+
+fn membership(request: &MembershipRequest) -> Answer {
+    let note = |text: &str| Response::Done { changed: true, notes: vec![text.to_owned()] };
+    let answer = |response| Response::Membership(response);
+    Ok(vec![match request {
+        MembershipRequest::Init(_) | MembershipRequest::Join { .. } => answer(MembershipResponse::Joined(Joined {
+            cluster: "prod".into(),
+            name: "h1".into(),
+            id: HostId([1; 16]),
+            identity: PublicKey([1; 32]),
+            prefixes: vec![prefix("10.42.1.0/24"), prefix("fd42:0:0:1::/64")],
+            expires: time(2_592_000_000),
+        })),
+        MembershipRequest::Invite(asked) => answer(MembershipResponse::Invitation(Invitation {
+            token: SecretText::new("OVL1-AAAAAAAA-BBBBBBBB".into()),
+            id: "0102030405060708".into(),
+            expires: time(asked.ttl_s * 1000),
+            uses: asked.uses,
+        })),
+        MembershipRequest::TokenList => answer(MembershipResponse::Tokens(vec![
+            token_info("0102030405060708", "open", 2),
+            token_info("1112131415161718", "used", 0),
+        ])),
+        MembershipRequest::CertList => answer(MembershipResponse::Certificates(vec![
+            certificate("h1", 1, &["issuer", "policy"]),
+            certificate("h2", 2, &[]),
+            certificate("h3", 3, &[]),
+        ])),
+        MembershipRequest::CaExport { .. } => answer(MembershipResponse::Export(SecretText::new("QUJD".into()))),
+        MembershipRequest::CertRevoke { .. } => note("02020202020202020202020202020202 is cut off for good"),
+        _ => Response::Done { changed: true, notes: vec![] },
+    }])
 }
 
 /// The answer to a request.
@@ -243,6 +312,7 @@ pub(crate) fn answer(request: &Request) -> Answer {
                 undo: text("sysctl -w net.ipv4.conf.all.rp_filter=1"),
             },
         ]),
+        Request::Membership(request) => return membership(request),
         Request::EventsFollow => {
             let event = |kind: &str, cause: &str| {
                 let time = Timestamp::from_unix_ms(1_795_185_061_001);

@@ -9,7 +9,7 @@ use overlay_wire::{Encapsulation, Prefix};
 use super::{Checker, Parts};
 use crate::defaults;
 use crate::key::PublicKey;
-use crate::types::{ForeignKind, Plumbing};
+use crate::types::{ForeignKind, Plumbing, Role};
 
 impl Checker {
     pub(super) fn cross_checks(&mut self, parts: &Parts, plumbing: &Plumbing) {
@@ -37,10 +37,11 @@ impl Checker {
 
     /// Own prefixes lie inside the pool, apart from each other, and have room for containers.
     fn prefixes(&mut self, parts: &Parts) {
-        if parts.node.prefixes.is_empty() {
+        let is_member = parts.role != Role::Standby;
+        if is_member && parts.node.prefixes.is_empty() {
             self.problem("node.prefixes", "empty list".to_owned(), "at least one prefix for this host's containers");
         }
-        if parts.overlay.pool.is_empty() {
+        if is_member && parts.overlay.pool.is_empty() {
             self.problem("overlay.pool", "empty list".to_owned(), "at least one prefix that all hosts share");
         }
         for (index, prefix) in parts.overlay.pool.iter().enumerate() {

@@ -8,6 +8,7 @@ use overlay_wire::{Encapsulation, Prefix};
 use serde::{Deserialize, Serialize};
 
 use super::endpoint::{EndpointInfo, EndpointLease, EndpointRequest};
+use super::membership::{MembershipRequest, MembershipResponse};
 use super::network::{
     DoctorMode, Event, Finding, Flow, FlowSelector, PingProgress, PolicyTest, PolicyView, RouteAdded, RouteEntry,
     RouteWhy, TestVerdict,
@@ -167,6 +168,8 @@ pub enum Request {
         /// Ask this peer right now.
         peer: Option<String>,
     },
+    /// Membership, certificates and tokens. Answer: `Membership`, or `Done`.
+    Membership(MembershipRequest),
     /// Follow events: `Done`, then an `Event` for each until the connection closes.
     EventsFollow,
     /// What runs. Answer: `Version`.
@@ -190,6 +193,7 @@ impl Request {
             | Self::EndpointAbort { .. }
             | Self::EndpointRemove { .. }
             | Self::ConfigReload => true,
+            Self::Membership(request) => request.is_change(),
             Self::Doctor { mode, .. } => *mode != DoctorMode::Check,
             Self::Status
             | Self::PeerList
@@ -279,6 +283,8 @@ pub enum Response {
     },
     /// What `doctor` found.
     Findings(Vec<Finding>),
+    /// An answer about membership.
+    Membership(MembershipResponse),
     /// One event of a stream.
     Event(Event),
     /// What runs.
@@ -310,6 +316,7 @@ impl Response {
             Self::Ping(_) => "ping",
             Self::Ready { .. } => "ready",
             Self::Findings(_) => "findings",
+            Self::Membership(response) => response.name(),
             Self::Event(_) => "event",
             Self::Version(_) => "version",
         }

@@ -24,6 +24,8 @@ const MAX_CONNECTIONS: usize = 64;
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// How long `doctor` may work: it asks a peer, for 10 s at most, and runs commands of the system.
 const DOCTOR_DEADLINE: Duration = Duration::from_secs(25);
+/// How long requests that are being answered may take to end once the server stops.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a connection may say nothing.
 const IDLE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long to wait after a failed accept (out of descriptors, say), so that the loop never spins.
@@ -137,8 +139,9 @@ impl Server {
         Ok(Self { listener, path: path.to_owned(), access })
     }
 
-    /// Serves until `stop` turns true or its sender goes away; open connections are closed then.
-    pub(crate) async fn run<B: Backend>(self, backend: Arc<B>, mut stop: watch::Receiver<bool>) {
+    /// Serves until `stop` turns true or its sender goes away. What is being answered then is answered to its end, idle
+    /// connections are closed; the socket stays open for the next to serve on it.
+    pub(crate) async fn run<B: Backend>(self: Arc<Self>, backend: Arc<B>, mut stop: watch::Receiver<bool>) {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = tokio::task::JoinSet::new();
         loop {
@@ -159,19 +162,26 @@ impl Server {
                 refuse_at_once(&stream, &busy());
                 continue;
             };
-            let (backend, access) = (Arc::clone(&backend), self.access.clone());
+            let (backend, access, stop) = (Arc::clone(&backend), self.access.clone(), stop.clone());
             connections.spawn(async move {
                 let _slot = slot;
-                if let Err(error) = serve(stream, &*backend, &access).await {
+                if let Err(error) = serve(stream, &*backend, &access, stop).await {
                     tracing::debug!(%error, "control connection ended");
                 }
             });
         }
+        // Whoever is still not done then is cut off with the set.
+        let _ = timeout(DRAIN_DEADLINE, async { while connections.join_next().await.is_some() {} }).await;
     }
 }
 
 /// Serves one connection until it ends.
-async fn serve<B: Backend>(mut stream: UnixStream, backend: &B, access: &Access) -> Result<(), FrameError> {
+async fn serve<B: Backend>(
+    mut stream: UnixStream,
+    backend: &B,
+    access: &Access,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), FrameError> {
     let credentials = stream.peer_cred()?;
     let caller = Caller { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid() };
     let right = access.right(caller);
@@ -180,7 +190,11 @@ async fn serve<B: Backend>(mut stream: UnixStream, backend: &B, access: &Access)
         return send(&mut stream, Reply::Error(error)).await;
     }
     loop {
-        let request = match receive(&mut stream).await {
+        let received = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            received = receive(&mut stream) => received,
+        };
+        let request = match received {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(error) => {
@@ -197,9 +211,17 @@ async fn serve<B: Backend>(mut stream: UnixStream, backend: &B, access: &Access)
             continue;
         }
         if request == Request::EventsFollow {
-            return follow(&mut stream, backend.events()).await;
+            let events = backend.events();
+            return tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => Ok(()),
+                followed = follow(&mut stream, events) => followed,
+            };
         }
-        let deadline = if matches!(request, Request::Doctor { .. }) { DOCTOR_DEADLINE } else { REQUEST_DEADLINE };
+        let deadline = match &request {
+            Request::Doctor { .. } => DOCTOR_DEADLINE,
+            Request::Membership(request) if request.is_slow() => DOCTOR_DEADLINE,
+            _ => REQUEST_DEADLINE,
+        };
         let reply = match timeout(deadline, backend.handle(caller, request)).await {
             Ok(Ok(response)) => Reply::Ok(Box::new(response)),
             Ok(Err(error)) => Reply::Error(error),

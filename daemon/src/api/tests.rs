@@ -42,7 +42,7 @@ fn with_server(access: Access, check: impl FnOnce(&std::path::Path, &broadcast::
         let server = Server::bind(&path, access).expect("the socket is free");
         let (stop, stopped) = watch::channel(false);
         let (events, _) = broadcast::channel(4);
-        let running = tokio::spawn(server.run(Arc::new(Echo { events: events.clone() }), stopped));
+        let running = tokio::spawn(Arc::new(server).run(Arc::new(Echo { events: events.clone() }), stopped));
         let socket = path.clone();
         tokio::task::spawn_blocking(move || check(&socket, &events)).await.expect("the check holds");
         stop.send(true).expect("the server still runs");

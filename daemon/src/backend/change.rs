@@ -46,27 +46,28 @@ impl Api {
         // Over the text in force: edits of the file that nobody reloaded stay out.
         let file = self.core.file_text.lock().clone();
         let (file_name, layer_name) = (self.core.config_path.display().to_string(), path.display().to_string());
-        let outcome = match Config::parse_layers(&file, &file_name, Some((&new.to_toml(), &layer_name))) {
-            Ok(config) => {
-                let (done, outcome) = oneshot::channel();
-                let sent = self.core.changes.send(Change::Apply(Box::new(config), done)).await;
-                match sent {
-                    Ok(()) => outcome.await.unwrap_or_else(|_| Err(ended("director"))),
-                    Err(_) => Err(ended("director")),
+        let outcome =
+            match Config::parse_all(&file, &file_name, self.core.layer.as_ref(), Some((&new.to_toml(), &layer_name))) {
+                Ok(config) => {
+                    let (done, outcome) = oneshot::channel();
+                    let sent = self.core.changes.send(Change::Apply(Box::new(config), done)).await;
+                    match sent {
+                        Ok(()) => outcome.await.unwrap_or_else(|_| Err(ended("director"))),
+                        Err(_) => Err(ended("director")),
+                    }
                 }
-            }
-            Err(problems) => Err(ApiError::new(
-                Code::Config,
-                "the change was refused and nothing was changed",
-                problems
-                    .0
-                    .iter()
-                    .map(|problem| format!("{}: {}", problem.key, problem.what))
-                    .collect::<Vec<_>>()
-                    .join("; "),
-                problems.0.first().map(|problem| format!("give {}", problem.expected)).unwrap_or_default(),
-            )),
-        };
+                Err(problems) => Err(ApiError::new(
+                    Code::Config,
+                    "the change was refused and nothing was changed",
+                    problems
+                        .0
+                        .iter()
+                        .map(|problem| format!("{}: {}", problem.key, problem.what))
+                        .collect::<Vec<_>>()
+                        .join("; "),
+                    problems.0.first().map(|problem| format!("give {}", problem.expected)).unwrap_or_default(),
+                )),
+            };
         if let Err(error) = outcome {
             old.store(&path).map_err(|error| io_error(&error))?;
             return Err(error);
@@ -186,16 +187,23 @@ impl Api {
         }
     }
 
+    /// The configuration as file, membership and command line make it now.
+    fn load(&self) -> Result<Config, overlay_config::Problems> {
+        let (path, layer) = (&self.core.config_path, self.core.layer.as_ref());
+        let text = if layer.is_some() { Config::text_or_empty(path) } else { Config::text(path) };
+        Config::load_text(&text?, path, layer)
+    }
+
     pub(super) fn config_check(&self, text: Option<ConfigText>) -> Result<Response, ApiError> {
         let outcome = match text {
             Some(text) => Config::parse(&text.text, &text.name),
-            None => Config::load(&self.core.config_path),
+            None => self.load(),
         };
         outcome.map(|_| done(false, Vec::new())).map_err(|problems| config_error(&problems))
     }
 
     pub(super) fn config_diff(&self) -> Result<Response, ApiError> {
-        let next = Config::load(&self.core.config_path).map_err(|problems| config_error(&problems))?;
+        let next = self.load().map_err(|problems| config_error(&problems))?;
         Ok(Response::Changes(overlay_config::diff(&self.core.config.load(), &next)))
     }
 

@@ -70,7 +70,20 @@ impl Api {
         let config = self.core.config.load_full();
         let plain = |kind: Encapsulation| !kind.is_encrypted();
         let mut inputs = doctor::Inputs {
-            endpoints: config.members.iter().filter_map(|member| member.endpoint).map(|to| to.ip()).collect(),
+            endpoints: {
+                let view = self.core.view.load();
+                let certified = view.members.iter().filter_map(|member| member.endpoint);
+                let mut all: Vec<IpAddr> = config
+                    .members
+                    .iter()
+                    .filter_map(|member| member.endpoint)
+                    .chain(certified)
+                    .map(|to| to.ip())
+                    .collect();
+                all.sort_unstable();
+                all.dedup();
+                all
+            },
             plain_in_use: plain(config.overlay.encapsulation)
                 || config.members.iter().any(|member| member.encapsulation.is_some_and(plain))
                 || config.peers.iter().any(|peer| plain(peer.kind.encapsulation())),

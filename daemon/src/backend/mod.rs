@@ -4,6 +4,7 @@ mod ask;
 mod change;
 mod endpoints;
 mod look;
+mod membership;
 mod metrics;
 mod pings;
 mod policy;
@@ -76,6 +77,7 @@ impl Backend for Api {
             Request::ConfigShow => Ok(Response::Settings(self.core.config.load().settings())),
             Request::ConfigDiff => self.config_diff(),
             Request::ConfigReload => self.config_reload().await,
+            Request::Membership(request) => self.membership(request).await,
             Request::PingStart { target, count, size, interval_ms } => {
                 self.ping_start(&target, count, size, interval_ms)
             }

@@ -20,6 +20,7 @@ impl Api {
             revision: self.core.revision(),
             origin: match origin.layer {
                 OriginLayer::Default => "default",
+                OriginLayer::Membership => "membership",
                 OriginLayer::File => "file",
                 OriginLayer::Cli => "cli",
             }
@@ -32,7 +33,7 @@ impl Api {
         let view = self.core.view.load();
         let config = self.core.config.load();
         let resolve = |name: &str| -> Option<Vec<Prefix>> {
-            let known = name == config.node.name || config.members.iter().any(|member| member.name == name);
+            let known = name == config.node.name || view.members.iter().any(|member| member.name == name);
             known.then(|| view.rib.best().filter(|claim| claim.name == name).map(|claim| claim.prefix).collect())
         };
         let compiled = CompiledPolicy::compile(policy, &resolve);

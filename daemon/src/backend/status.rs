@@ -31,7 +31,70 @@ const FOREIGN_IDLE: Duration = Duration::from_secs(180);
 /// How long the daemon waits for members that do not answer before it calls itself ready.
 const READY_WITHOUT_MEMBERS: Duration = Duration::from_secs(3);
 
+/// The problem of a cluster whose authority is on one disk only: worth a word, and packets flow as they should.
+const NO_BACKUP: &str = "NO_BACKUP";
+
 impl Api {
+    /// What is wrong with the membership and its files.
+    fn state_problems(&self) -> Vec<Problem> {
+        let core = &self.core;
+        let mut problems = Vec::new();
+        if core.issuer.load().as_ref().is_some_and(|issuer| issuer.exports == 0) && !self.other_issuer() {
+            problems.push(Problem {
+                code: NO_BACKUP.to_owned(),
+                what: "the authority's key is on this host alone".to_owned(),
+                why: "without it no host can be admitted, renewed or revoked".to_owned(),
+                next:
+                    "`overlayctl ca export FILE`, and keep the file elsewhere; `overlayctl ca import FILE` on another \
+                       member makes a second issuer"
+                        .to_owned(),
+            });
+        }
+        let unsaved = [core.issuer_problem.lock().clone(), core.keep_problem.lock().clone()];
+        for error in unsaved.into_iter().flatten() {
+            problems.push(Problem {
+                code: "STATE_NOT_SAVED".to_owned(),
+                what: "state cannot be stored; packets flow, and hosts cannot be admitted".to_owned(),
+                why: error.why,
+                next: error.next,
+            });
+        }
+        for damage in core.store.damage() {
+            problems.push(Problem {
+                code: "STATE_DAMAGED".to_owned(),
+                what: "a copy of a state file was damaged and is written anew from the other".to_owned(),
+                why: damage.clone(),
+                next: "look at the disk; the message goes away with a restart".to_owned(),
+            });
+        }
+        if core.revoked.load().contains(&core.host) {
+            problems.push(Problem {
+                code: "REVOKED".to_owned(),
+                what: "this host is revoked".to_owned(),
+                why: "an authority cut it off for good: no member talks to it".to_owned(),
+                next: "`overlayctl leave`, then `overlayctl join` with a new token".to_owned(),
+            });
+        }
+        if core.is_clock_suspect.load(Relaxed) {
+            problems.push(Problem {
+                code: "CLOCK".to_owned(),
+                what: "this host's clock must be wrong".to_owned(),
+                why: "most certificates are out of their time at once; they all count for now".to_owned(),
+                next: "set the clock: `timedatectl set-ntp true`".to_owned(),
+            });
+        }
+        if self.certificates().iter().any(|certificate| certificate.own && certificate.state == "expired") {
+            problems.push(Problem {
+                code: "CERTIFICATE_EXPIRED".to_owned(),
+                what: "this host's certificate has expired".to_owned(),
+                why: "no issuer renewed it; packets flow, and nothing new can be announced".to_owned(),
+                next: "bring an issuer up, or `overlayctl ca import FILE` on a member, then `overlayctl cert renew`"
+                    .to_owned(),
+            });
+        }
+        problems
+    }
+
     pub(super) fn version(&self) -> VersionInfo {
         VersionInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -82,7 +145,10 @@ impl Api {
         let down = peers.iter().filter(|peer| peer.data == DataState::Down).count();
         let health = if !peers.is_empty() && down == peers.len() {
             Health::Unhealthy
-        } else if down > 0 || !problems.is_empty() || peers.iter().any(|peer| !peer.problems.is_empty()) {
+        } else if down > 0
+            || problems.iter().any(|problem| problem.code != NO_BACKUP)
+            || peers.iter().any(|peer| !peer.problems.is_empty())
+        {
             Health::Degraded
         } else {
             Health::Healthy
@@ -121,7 +187,7 @@ impl Api {
             why: problem.why,
             next: problem.next,
         });
-        plumbing.chain(self.host_problems()).collect()
+        plumbing.chain(self.host_problems()).chain(self.state_problems()).collect()
     }
 
     /// What the worker did; `None` when it does not answer.

@@ -10,7 +10,9 @@ pub fn envelope(bytes: &[u8]) {
         let (header, ciphertext) = match envelope {
             Envelope::Sealed { header, ciphertext, .. }
             | Envelope::Introduce { header, ciphertext, .. }
-            | Envelope::IntroduceAck { header, ciphertext, .. } => (header, ciphertext),
+            | Envelope::IntroduceAck { header, ciphertext, .. }
+            | Envelope::Join { header, ciphertext, .. }
+            | Envelope::JoinAck { header, ciphertext, .. } => (header, ciphertext),
         };
         assert_eq!([header, ciphertext].concat(), bytes);
     }

@@ -2,6 +2,7 @@
 
 pub mod dataplane;
 pub mod gossip;
+pub mod membership;
 pub mod outer;
 pub mod packet;
 pub mod routing;

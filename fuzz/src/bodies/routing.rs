@@ -5,16 +5,22 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use overlay_routing::fib::Fib;
-use overlay_routing::gossip::{Gossip, GossipConfig, GossipEvent, OwnHost, StaticMember, Transmit, cluster_id};
+use overlay_routing::gossip::{
+    Gossip, GossipConfig, GossipEvent, Introduction, Membership, OwnHost, StaticMember, Transmit, cluster_id,
+};
 use overlay_routing::identity::IdentityKey;
+use overlay_routing::membership::CaKey;
 use overlay_wire::gossip::body::FEATURE_CLOCK;
 use overlay_wire::gossip::{Grant, RouteAnnouncement, envelope};
+use overlay_wire::membership::{AuthorityBody, Certificate, Labels, Rights, Serial};
 use overlay_wire::{Encapsulation, Mtu, Prefix};
 
 use super::Input;
 
 /// Most operations of one script: each may cost several signatures.
 const MAX_OPERATIONS: usize = 64;
+/// The wall clock at the start of scripts with certificates, Unix seconds.
+const START: u64 = 1_800_000_000;
 /// Most datagrams one call may leave to be sent between two members.
 const MAX_BURST: usize = 600;
 
@@ -22,6 +28,15 @@ const MAX_BURST: usize = 600;
 ///
 /// Foreign bytes are answered with silence, no burst is unbounded, no timer stays due, and nothing sent is too long.
 pub fn gossip(bytes: &[u8]) {
+    script(bytes, node, false);
+}
+
+/// The same with members by certificate; beside it the wall clock jumps, policies are published and hosts revoked.
+pub fn certified(bytes: &[u8]) {
+    script(bytes, certified_node, true);
+}
+
+fn script(bytes: &[u8], node: fn(usize, Instant, u64) -> Gossip, by_certificate: bool) {
     let start = Instant::now();
     let mut now = start;
     let mut nodes = [node(0, now, 1), node(1, now, 1)];
@@ -82,6 +97,22 @@ pub fn gossip(bytes: &[u8]) {
             12 => {
                 epoch += 1;
                 nodes[at] = node(at, now, epoch);
+            }
+            13 if by_certificate => {
+                let unix = START.wrapping_add(u64::from(input.u16()) * 3600);
+                nodes[at].set_unix_time(if unix.is_multiple_of(7) { u64::from(operation) } else { unix }, now);
+            }
+            14 if by_certificate => {
+                let what = input.u8();
+                if what & 0x80 == 0 {
+                    let text = "# a policy\n".repeat(usize::from(what));
+                    let _ = nodes[at].publish_policy(u64::from(what), &text, now);
+                } else {
+                    let host = IdentityKey::from_bytes(&[what & 0x7f; 32]).host_id();
+                    let body = AuthorityBody::Revoked(vec![host]);
+                    let record = CaKey::from_bytes(&[0xca; 32]).record(&cluster_id("fuzz"), 1, what.into(), &body);
+                    nodes[at].publish_authority(record.into_iter().collect(), now);
+                }
             }
             _ => now += Duration::from_millis(u64::from(input.u16() % 4000)),
         }
@@ -153,6 +184,40 @@ fn node(index: usize, now: Instant, epoch: u64) -> Gossip {
         foreign: Vec::new(),
     };
     Gossip::new(config, [index as u8 + 40 + epoch as u8; 32], now, epoch).expect("the fixed configuration is valid")
+}
+
+fn certified_node(index: usize, now: Instant, epoch: u64) -> Gossip {
+    let ca = CaKey::from_bytes(&[0xca; 32]);
+    let certificate = |index: usize| {
+        let identity = IdentityKey::from_bytes(&[index as u8 + 1; 32]).public();
+        let certificate = Certificate {
+            ca: ca.id(),
+            identity: *identity.as_bytes(),
+            name: format!("h{}", index + 1),
+            serial: Serial(index as u64 + 1),
+            admitted: Serial(index as u64 + 1),
+            grants: vec![Grant::explicit(format!("10.42.{}.0/24", index + 1).parse().expect("a fixed prefix parses"))],
+            max_prefixes: 64,
+            labels: Labels::new(),
+            rights: Rights::POLICY,
+            not_before: START - 300,
+            not_after: START + 24 * 3600,
+        };
+        ca.certify(&cluster_id("fuzz"), certificate).expect("the fixed certificate fits")
+    };
+    let mut gossip = node(index, now, epoch);
+    let other = 1 - index;
+    let membership = Membership {
+        unix_now: START,
+        trusted: vec![ca.public()],
+        certificate: Some(certificate(index)),
+        introductions: vec![Introduction { certificate: certificate(other), endpoints: vec![address(other)] }],
+        is_issuer: index == 0,
+        ..Membership::default()
+    };
+    gossip.set_members(Vec::new(), now).expect("an empty list is valid");
+    gossip.set_membership(membership, now).expect("the fixed membership is valid");
+    gossip
 }
 
 /// The forwarding table finds what a linear search for the longest covering prefix finds.

@@ -20,6 +20,7 @@ const PURE: &[(&str, &[&str])] = &[
             "zeroize",
             "siphasher",
             "base64",
+            "argon2",
             "blake2",
             "chacha20poly1305",
             "ed25519-dalek",

@@ -8,6 +8,7 @@ use overlay_wire::gossip::body::BodyError;
 use overlay_wire::{Encapsulation, HostId, Mtu, Prefix};
 
 use crate::identity::{IdentityKey, IdentityPublic};
+use crate::membership::CertificateError;
 
 /// Everything [`super::Gossip::new`] needs.
 #[derive(Debug)]
@@ -96,6 +97,23 @@ pub enum GossipError {
         count: usize,
         /// The limit.
         max: usize,
+    },
+    /// The certificate is of no trusted authority.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The certificate is another host's.
+    #[error("the certificate belongs to another identity than this host's")]
+    ForeignCertificate,
+    /// This host may not publish a policy.
+    #[error("this host's certificate does not carry the right to publish a policy")]
+    NoPolicyRight,
+    /// A policy of this or a higher revision is known.
+    #[error("revision {revision} is not above revision {known}, which is known already")]
+    OldRevision {
+        /// The revision given.
+        revision: u64,
+        /// The highest revision known.
+        known: u64,
     },
 }
 

@@ -52,6 +52,7 @@ impl Gossip {
             counter: self.introduce_counter,
             nonce: self.rng.next_u64(),
             record,
+            certificate: self.store.get(&certificate_key(self.host)).filter(|held| !held.is_withdrawal()).cloned(),
             signature: [0; 64],
         };
         let signed = introduce_signed_bytes(&self.cluster, host, &ephemeral, &content.unsigned_bytes());
@@ -85,10 +86,20 @@ impl Gossip {
             self.counters.rate_limited += 1;
             return;
         }
-        let Some((content, keys, host)) = self.open_introduce(ephemeral, sealed) else {
+        let Some((mut content, keys, host)) = self.open_introduce(ephemeral, sealed) else {
             self.counters.unauthenticated += 1;
             return;
         };
+        let is_whole = content.record.key == record_key(host)
+            && content.certificate.as_ref().is_none_or(|record| record.key == certificate_key(host));
+        if !is_whole {
+            self.counters.unauthenticated += 1;
+            return;
+        }
+        // The certificate first: by it a host that is not known yet becomes a member.
+        if let Some(certificate) = content.certificate.take() {
+            self.accept_record(certificate, now);
+        }
         let Some(peer) = self.peers.get_mut(&host) else {
             self.counters.unauthenticated += 1;
             return;
@@ -104,10 +115,6 @@ impl Gossip {
             }
             return;
         }
-        if content.record.key.kind != RecordKind::HOST || content.record.key.owner != host {
-            self.counters.unauthenticated += 1;
-            return;
-        }
         peer.contact.newest_seen = Some(stamp);
         self.counters.received += 1;
         self.accept_record(content.record, now);
@@ -117,7 +124,7 @@ impl Gossip {
         self.prompt_probe(host, now);
     }
 
-    /// Opens an INTRODUCE and verifies its signature by a configured member.
+    /// Opens an INTRODUCE and verifies its signature; by a member, or by somebody who shows a certificate.
     fn open_introduce(
         &self,
         ephemeral: &[u8; 32],
@@ -129,7 +136,8 @@ impl Gossip {
         let content = IntroduceContent::decode(&bytes).ok()?;
         let identity = IdentityPublic::from_bytes(&content.identity).ok()?;
         let host = identity.host_id();
-        if self.peers.get(&host)?.member.identity != identity {
+        let is_member = self.peers.get(&host).is_some_and(|peer| peer.member.identity == identity);
+        if !is_member && (content.certificate.is_none() || self.trust.revoked.contains(&host)) {
             return None;
         }
         let signed = introduce_signed_bytes(&self.cluster, self.host, ephemeral, &content.unsigned_bytes());
@@ -237,6 +245,10 @@ impl Gossip {
         let digest = Message::Digest(Box::new(*self.store.digest()));
         self.send(host, &digest);
     }
+}
+
+fn certificate_key(host: HostId) -> RecordKey {
+    RecordKey { owner: host, kind: RecordKind::CERTIFICATE, shard: 0 }
 }
 
 fn record_key(host: HostId) -> RecordKey {

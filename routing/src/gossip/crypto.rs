@@ -21,7 +21,7 @@ pub(super) const INTRODUCE_ACK_DOMAIN: &[u8] = b"overlay introduce-ack v1\0";
 pub(super) const INTRODUCE_SIGNATURE_DOMAIN: &[u8] = b"overlay introduce signature v1\0";
 
 /// A 32-byte symmetric key, wiped when dropped.
-pub(super) type Key = Zeroizing<[u8; 32]>;
+pub(crate) type Key = Zeroizing<[u8; 32]>;
 
 /// One direction of a pair: who seals, who opens, and under which box keys.
 #[derive(Debug, Clone, Copy)]
@@ -117,13 +117,13 @@ pub(super) fn introduce_signed_bytes(
 }
 
 /// A shared secret, refused where it is the same for every secret of ours.
-pub(super) fn diffie_hellman(secret: &StaticSecret, public: &PublicKey) -> Option<SharedSecret> {
+pub(crate) fn diffie_hellman(secret: &StaticSecret, public: &PublicKey) -> Option<SharedSecret> {
     let shared = secret.diffie_hellman(public);
     shared.was_contributory().then_some(shared)
 }
 
 /// Seals `content` behind `header`, which is returned in front of it.
-pub(super) fn seal(key: &Key, nonce: &[u8; 24], header: Vec<u8>, content: &[u8]) -> Vec<u8> {
+pub(crate) fn seal(key: &Key, nonce: &[u8; 24], header: Vec<u8>, content: &[u8]) -> Vec<u8> {
     let cipher = XChaCha20Poly1305::new((&**key).into());
     let ciphertext = cipher
         .encrypt(XNonce::from_slice(nonce), Payload { msg: content, aad: &header })
@@ -135,16 +135,16 @@ pub(super) fn seal(key: &Key, nonce: &[u8; 24], header: Vec<u8>, content: &[u8])
 
 /// The sealed part of a datagram as it came in.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Sealed<'a> {
+pub(crate) struct Sealed<'a> {
     /// Everything before the ciphertext; authenticated with it.
-    pub(super) header: &'a [u8],
-    pub(super) nonce: [u8; 24],
-    pub(super) ciphertext: &'a [u8],
+    pub(crate) header: &'a [u8],
+    pub(crate) nonce: [u8; 24],
+    pub(crate) ciphertext: &'a [u8],
 }
 
 impl Sealed<'_> {
     /// Opens the ciphertext; `None` when it does not authenticate.
-    pub(super) fn open(&self, key: &Key) -> Option<Zeroizing<Vec<u8>>> {
+    pub(crate) fn open(&self, key: &Key) -> Option<Zeroizing<Vec<u8>>> {
         let cipher = XChaCha20Poly1305::new((&**key).into());
         let payload = Payload { msg: self.ciphertext, aad: self.header };
         cipher.decrypt(XNonce::from_slice(&self.nonce), payload).ok().map(Zeroizing::new)
@@ -155,13 +155,13 @@ impl Sealed<'_> {
     }
 }
 
-fn kdf(key: &[u8; 32], parts: &[&[u8]]) -> Key {
+pub(crate) fn kdf(key: &[u8; 32], parts: &[&[u8]]) -> Key {
     let mut mac = <Blake2sMac256 as blake2::digest::KeyInit>::new(key.into());
     parts.iter().for_each(|part| mac.update(part));
     Zeroizing::new(mac.finalize().into_bytes().into())
 }
 
-fn first_eight(key: &Key) -> [u8; 8] {
+pub(crate) fn first_eight(key: &Key) -> [u8; 8] {
     let mut tag = [0; 8];
     tag.copy_from_slice(&key[..8]);
     tag

@@ -177,6 +177,7 @@ impl Gossip {
             peer.outcomes = Outcomes::default();
             peer.offered.clear();
             self.emit(GossipEvent::MemberUp { host });
+            self.hand_over_authority(host);
             if self.greetings.take(GREETING_RATE, 1, now) {
                 self.greet(host);
             }

@@ -19,22 +19,27 @@ use x25519_dalek::{PublicKey, StaticSecret};
 mod check;
 mod config;
 mod contact;
-mod crypto;
+pub(crate) mod crypto;
 mod detect;
 mod introduced;
 mod limiter;
+mod membership;
 mod pair;
 mod peer;
 mod peers;
+mod policy;
 mod publish;
+mod renewal;
 mod report;
 mod spread;
 mod store;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod view;
 
 pub use config::{ForeignPrefixes, GossipConfig, GossipError, OwnHost, StaticMember, cluster_id};
+pub use membership::{Authority, ClusterPolicy, Introduction, Membership, Standing};
 pub use view::{DownReason, GossipCounters, GossipEvent, MemberState, MemberView, Transmit};
 
 use crate::identity::IdentityKey;
@@ -47,6 +52,7 @@ use peer::{MEMBER_RATE, Outcomes, Peer};
 use peers::Peers;
 use spread::{EXCHANGE_RATE, GREETING_RATE};
 use store::Store;
+use trust::Trust;
 
 /// The most members in one cluster.
 pub const MAX_MEMBERS: usize = 1024;
@@ -102,6 +108,7 @@ pub struct Gossip {
     next_push: Option<Instant>,
     next_tick: Instant,
     last_probed: Option<HostId>,
+    trust: Trust,
     rib: Arc<Rib>,
     routes_stale: bool,
     /// When stale routes are rebuilt at the latest.
@@ -171,6 +178,7 @@ impl Gossip {
             next_tick: now + TICK,
             // Everybody begins elsewhere: hosts that started together would otherwise probe the same members in step.
             last_probed: Some(host),
+            trust: Trust::default(),
             rib: Arc::default(),
             routes_stale: true,
             next_settle: now,
@@ -208,6 +216,9 @@ impl Gossip {
             Ok(Envelope::Introduce { header, ephemeral, nonce, ciphertext }) => {
                 self.handle_introduce(from, &ephemeral, &Sealed { header, nonce, ciphertext }, now);
             }
+            Ok(Envelope::Join { .. }) => self.handle_join(from, bytes, now),
+            // A joiner has its own machine; a member has asked for nothing.
+            Ok(Envelope::JoinAck { .. }) => self.counters.unknown_sender += 1,
             Ok(Envelope::IntroduceAck { header, tag, box_key, nonce, ciphertext }) => {
                 self.handle_introduce_ack(from, tag, &box_key, &Sealed { header, nonce, ciphertext }, now);
             }
@@ -248,6 +259,8 @@ impl Gossip {
             self.probe_tick(now);
             self.digest_tick();
             self.verdict_tick(now);
+            self.settle_standing(now);
+            self.renewal_tick(now);
         }
         self.settle_in_time(now);
         self.peers.settle_timers();
@@ -283,15 +296,14 @@ impl Gossip {
         let mut wanted: BTreeMap<HostId, StaticMember> =
             members.into_iter().map(|member| (member.host_id(), member)).collect();
         wanted.remove(&self.host);
-        let gone: Vec<HostId> = self.peers.keys().filter(|host| !wanted.contains_key(host)).copied().collect();
+        wanted.retain(|host, _| !self.trust.revoked.contains(host));
+        let is_gone = |peer: &&Peer| peer.authority == Authority::Static && !wanted.contains_key(&peer.host);
+        let gone: Vec<HostId> = self.peers.values().filter(is_gone).map(|peer| peer.host).collect();
+        // Whoever also has a certificate stays by that.
         for host in gone {
-            if let Some(pair) = self.peers.remove(&host).and_then(|peer| peer.pair) {
-                self.tags.remove(&pair.receive_tag());
+            if !self.fall_back_to_certificate(host) {
+                self.remove_member(host);
             }
-            self.wireguard_keys.remove(&host);
-            self.store.remove_owner(host);
-            self.relays.retain(|_, relay| relay.requester != host && relay.target != host);
-            self.questions.forget(host);
         }
         // Each host begins behind its own id: otherwise all would contact the lowest one first, in one instant.
         let behind = wanted.split_off(&self.host);
@@ -301,18 +313,21 @@ impl Gossip {
                 Some(peer) => {
                     let moved = peer.member.endpoints != member.endpoints;
                     peer.member = member;
+                    peer.authority = Authority::Static;
+                    peer.standing = Standing::Full;
                     if moved && !peer.state.is_reachable() {
                         peer.seek(now);
                     }
                 }
                 None => {
-                    self.peers.insert(host, Peer::new(member, now, first_contact));
+                    self.peers.insert(host, Peer::new(member, Authority::Static, now, first_contact));
                     first_contact += START_SPACING;
                 }
             }
         }
         self.refresh_endpoints();
         self.routes_stale = true;
+        self.settle_standing(now);
         self.settle_routes();
         Ok(())
     }
@@ -384,6 +399,18 @@ impl Gossip {
         hosts.into_iter().for_each(|host| self.send(host, &Message::Leave));
     }
 
+    /// Forgets a host that is no member any more: records, keys, channel, and what was done for it.
+    fn remove_member(&mut self, host: HostId) {
+        if let Some(pair) = self.peers.remove(&host).and_then(|peer| peer.pair) {
+            self.tags.remove(&pair.receive_tag());
+        }
+        self.wireguard_keys.remove(&host);
+        self.store.remove_owner(host);
+        self.relays.retain(|_, relay| relay.requester != host && relay.target != host);
+        self.questions.forget(host);
+        self.routes_stale = true;
+    }
+
     fn handle_sealed(&mut self, from: SocketAddr, tag: [u8; 8], sealed: &Sealed<'_>, now: Instant) {
         let Some(host) = self.tags.get(&tag).copied() else {
             self.counters.unknown_sender += 1;
@@ -441,6 +468,8 @@ impl Gossip {
             Message::Verdicts { version, entries } => self.handle_verdicts(host, version, entries),
             Message::ClockRequest { nonce } => self.emit(GossipEvent::ClockAsked { host, nonce }),
             Message::Clock { nonce, unix_ms } => self.handle_clock(host, nonce, unix_ms, now),
+            Message::CertificateRequest { nonce } => self.handle_certificate_request(host, nonce, now),
+            Message::Certificate { nonce, certificate } => self.handle_certificate(nonce, *certificate, now),
         }
         if !is_answer {
             self.prompt_probe(host, now);

@@ -1,6 +1,6 @@
 //! What this host knows about one member beside its records: channel, addresses, probes, verdicts.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use x25519_dalek::StaticSecret;
 use super::config::StaticMember;
 use super::crypto::IntroduceKeys;
 use super::limiter::{Bucket, Rate};
+use super::membership::{Authority, Standing};
 use super::pair::Pair;
 use super::view::{DownReason, MemberState};
 
@@ -36,6 +37,12 @@ const MAX_CANDIDATES: usize = 12;
 /// One member.
 pub(super) struct Peer {
     pub(super) member: StaticMember,
+    pub(super) authority: Authority,
+    pub(super) standing: Standing,
+    /// What it may go on to announce out of pools while its certificate is out of its time.
+    pub(super) frozen: BTreeSet<Prefix>,
+    /// When it last asked for a certificate.
+    pub(super) last_certificate_request: Option<Instant>,
     pub(super) host: HostId,
     pub(super) state: MemberState,
     pub(super) since: Instant,
@@ -152,8 +159,12 @@ pub(super) struct Verdicts {
 }
 
 impl Peer {
-    pub(super) fn new(member: StaticMember, now: Instant, first_contact: Instant) -> Self {
+    pub(super) fn new(member: StaticMember, authority: Authority, now: Instant, first_contact: Instant) -> Self {
         Self {
+            authority,
+            standing: Standing::Full,
+            frozen: BTreeSet::new(),
+            last_certificate_request: None,
             host: member.host_id(),
             member,
             state: MemberState::New,

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use overlay_wire::HostId;
-use overlay_wire::gossip::body::MAX_ROUTES_PER_RECORD;
+use overlay_wire::gossip::body::{BodyError, MAX_CERTIFIED_HOST_BODY_BYTES, MAX_ROUTES_PER_RECORD};
 use overlay_wire::gossip::message::MAX_VERDICTS;
 use overlay_wire::gossip::record::MAX_BODY_BYTES;
 use overlay_wire::gossip::{
     HostBody, Message, PlainStatus, Record, RecordKey, RecordKind, RouteAnnouncement, RoutesBody,
 };
+use overlay_wire::membership::certificate::decode_certificate_body;
+use overlay_wire::membership::{PolicyShard, PolicyStatus};
 use rand_core::RngCore as _;
 
 use super::config::{GossipError, OwnHost};
@@ -38,10 +40,6 @@ impl Gossip {
         RecordKey { owner: self.host, kind, shard: 0 }
     }
 
-    pub(super) fn is_known_owner(&self, owner: HostId) -> bool {
-        owner == self.host || self.peers.contains_key(&owner)
-    }
-
     /// The body of our HOST record.
     pub(super) fn host_body(&self, own: &OwnHost) -> Result<Vec<u8>, GossipError> {
         let body = HostBody {
@@ -58,7 +56,11 @@ impl Gossip {
             prefixes: own.prefixes.clone(),
             extension: Vec::new(),
         };
-        Ok(body.encode()?)
+        let body = body.encode()?;
+        if self.trust.certificate.is_some() && body.len() > MAX_CERTIFIED_HOST_BODY_BYTES {
+            return Err(BodyError::TooLarge { bytes: body.len(), max: MAX_CERTIFIED_HOST_BODY_BYTES }.into());
+        }
+        Ok(body)
     }
 
     /// The body of our ROUTES record: empty, which withdraws it, when nothing is announced.
@@ -103,8 +105,14 @@ impl Gossip {
             self.own_record_came_back(record, now);
             return;
         }
+        if record.key.kind == RecordKind::AUTHORITY {
+            self.accept_authority(record, now);
+            return;
+        }
         let Some(peer) = self.peers.get(&record.key.owner) else {
-            self.counters.records_refused += 1;
+            if record.key.kind != RecordKind::CERTIFICATE || !self.admit_by_certificate(record, now) {
+                self.counters.records_refused += 1;
+            }
             return;
         };
         match self.store.freshness(&record) {
@@ -113,7 +121,10 @@ impl Gossip {
             Freshness::Older => return,
         }
         let signed = record.signed_bytes(&self.cluster);
-        if !is_valid_body(&record) || peer.member.identity.verify(&signed, &record.signature).is_err() {
+        if !is_valid_body(&record)
+            || !self.is_acceptable_certificate(peer, &record)
+            || peer.member.identity.verify(&signed, &record.signature).is_err()
+        {
             self.counters.records_refused += 1;
             return;
         }
@@ -131,7 +142,9 @@ impl Gossip {
         }
         if is_host {
             self.renew_pair(key.owner, now);
+            self.seek_newcomer(key.owner, now);
         }
+        self.note_membership_record(key, now);
         self.queue_push(key, now);
         self.routes_stale = true;
         self.emit(GossipEvent::RecordChanged { key });
@@ -147,6 +160,14 @@ impl Gossip {
         let signed = record.signed_bytes(&self.cluster);
         if self.identity.public().verify(&signed, &record.signature).is_err() {
             self.counters.records_refused += 1;
+            return;
+        }
+        let is_policy = record.key.kind == RecordKind::POLICY;
+        if is_policy && is_valid_body(&record) {
+            // What this host published for all in an earlier run stays published.
+            self.next_version = self.next_version.max(record.version.saturating_add(1));
+            self.store.merge(record);
+            self.note_membership_record(key, now);
             return;
         }
         if held.is_none() && record.is_withdrawal() {
@@ -268,7 +289,13 @@ impl Gossip {
                     _ => {}
                 }
             }
-            MemberClaims { host: peer.host, name: peer.member.name.clone(), allow: peer.member.allow.clone(), claims }
+            MemberClaims {
+                host: peer.host,
+                name: peer.member.name.clone(),
+                allow: peer.member.allow.clone(),
+                authority: peer.claim_authority(),
+                claims,
+            }
         });
         RibInput {
             local: LocalClaims {
@@ -372,10 +399,17 @@ pub(super) fn idle_verdict_pause(members: usize) -> Duration {
 }
 
 /// Whether the body of a known kind decodes; bodies of unknown kinds stay opaque.
-fn is_valid_body(record: &Record) -> bool {
+pub(super) fn is_valid_body(record: &Record) -> bool {
     match record.key.kind {
         RecordKind::HOST => record.key.shard == 0 && (record.is_withdrawal() || HostBody::decode(&record.body).is_ok()),
         RecordKind::ROUTES => record.is_withdrawal() || RoutesBody::decode(&record.body).is_ok(),
+        RecordKind::CERTIFICATE => {
+            record.key.shard == 0 && (record.is_withdrawal() || decode_certificate_body(&record.body).is_ok())
+        }
+        RecordKind::POLICY => record.is_withdrawal() || PolicyShard::decode(&record.body, record.key.shard).is_ok(),
+        RecordKind::POLICY_STATUS => {
+            record.key.shard == 0 && (record.is_withdrawal() || PolicyStatus::decode(&record.body).is_ok())
+        }
         _ => true,
     }
 }

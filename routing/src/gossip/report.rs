@@ -117,6 +117,8 @@ impl Gossip {
             plain: peer.plain_theirs,
             plain_heard: peer.plain_heard,
             host_record: self.store.get(&key).and_then(|record| HostBody::decode(&record.body).ok()),
+            authority: peer.authority.clone(),
+            standing: peer.standing,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use overlay_wire::HostId;
 use overlay_wire::gossip::envelope::MAX_MESSAGE_BYTES;
 use overlay_wire::gossip::message::{DIGEST_BUCKETS, MAX_VERSION_ENTRIES, MAX_WANTED, VersionEntry};
-use overlay_wire::gossip::{Message, Record, RecordKey};
+use overlay_wire::gossip::{Message, Record, RecordKey, RecordKind};
 use rand_core::RngCore as _;
 
 use super::limiter::Rate;
@@ -58,9 +58,9 @@ impl Gossip {
             self.next_push = Some(now + TICK);
             return;
         }
-        // The newest first: in a burst, what was pushed least waits least.
+        // The urgent first, then the newest: in a burst, what was pushed least waits least.
         let mut queued: Vec<(u32, RecordKey)> = self.pushes.iter().map(|(key, left)| (*left, *key)).collect();
-        queued.sort_by_key(|(left, key)| (Reverse(*left), *key));
+        queued.sort_by_key(|(left, key)| (urgency(*key), Reverse(*left), *key));
         queued.truncate(MAX_PUSH_RECORDS);
         let queued: Vec<Record> = queued.iter().filter_map(|(_, key)| self.store.get(key)).cloned().collect();
         let mut messages = record_messages(queued);
@@ -146,14 +146,15 @@ impl Gossip {
             ours.iter().filter(|entry| find(theirs, &entry.key).is_none_or(|s| s < stamp(entry))).copied().collect();
         let wanted: Vec<RecordKey> = theirs
             .iter()
-            .filter(|entry| bucket_of(&entry.key) == bucket && self.is_known_owner(entry.key.owner))
+            .filter(|entry| bucket_of(&entry.key) == bucket && self.is_wanted(&entry.key))
             .filter(|entry| find(&ours, &entry.key).is_none_or(|s| s < stamp(entry)))
             .map(|entry| entry.key)
             .take(MAX_WANTED)
             .collect();
         let offered: Vec<VersionEntry> =
             newer_here.into_iter().filter(|entry| self.may_offer(host, entry, now)).take(MAX_OFFERED).collect();
-        let offered: Vec<Record> = offered.iter().filter_map(|entry| self.store.get(&entry.key).cloned()).collect();
+        let mut offered: Vec<Record> = offered.iter().filter_map(|entry| self.store.get(&entry.key).cloned()).collect();
+        offered.sort_by_key(|record| urgency(record.key));
         record_messages(offered).iter().for_each(|message| self.send(host, message));
         if !wanted.is_empty() {
             self.send(host, &Message::Want(wanted));
@@ -161,7 +162,8 @@ impl Gossip {
     }
 
     pub(super) fn handle_want(&mut self, host: HostId, keys: &[RecordKey]) {
-        let records: Vec<Record> = keys.iter().filter_map(|key| self.store.get(key)).cloned().collect();
+        let mut records: Vec<Record> = keys.iter().filter_map(|key| self.store.get(key)).cloned().collect();
+        records.sort_by_key(|record| urgency(record.key));
         record_messages(records).iter().for_each(|message| self.send(host, message));
     }
 
@@ -191,8 +193,17 @@ impl Gossip {
     }
 }
 
+/// What is sent first: what takes members out, then what brings them in, then everything else.
+pub(super) fn urgency(key: RecordKey) -> u8 {
+    match key.kind {
+        RecordKind::AUTHORITY => 0,
+        RecordKind::CERTIFICATE => 1,
+        _ => 2,
+    }
+}
+
 /// Packs records into as few messages as fit a datagram each.
-fn record_messages(records: Vec<Record>) -> Vec<Message> {
+pub(super) fn record_messages(records: Vec<Record>) -> Vec<Message> {
     let mut messages = Vec::new();
     let mut part = Vec::new();
     let mut size = 2;

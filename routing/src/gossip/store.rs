@@ -14,6 +14,9 @@ use overlay_wire::gossip::{Record, RecordKey, RecordKind};
 /// The most records kept per owner: 72 KiB at most.
 pub(super) const MAX_RECORDS_PER_OWNER: usize = 64;
 
+/// The most records kept of one authority: more than 10,000 revoked hosts of a few issuers.
+pub(super) const MAX_RECORDS_PER_AUTHORITY: usize = 512;
+
 /// What merging a record did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Merge {
@@ -79,8 +82,9 @@ impl Store {
         self.remove(&key);
         self.toggle(&key, record.version, &hash);
         self.records.insert(key, Stored { record, hash });
+        let most = if key.kind == RecordKind::AUTHORITY { MAX_RECORDS_PER_AUTHORITY } else { MAX_RECORDS_PER_OWNER };
         let greatest = match self.of_owner(key.owner).count() {
-            count if count > MAX_RECORDS_PER_OWNER => self.of_owner(key.owner).last().map(|record| record.key),
+            count if count > most => self.of_owner(key.owner).last().map(|record| record.key),
             _ => None,
         };
         if let Some(greatest) = greatest {
@@ -109,6 +113,12 @@ impl Store {
     /// Forgets an owner who is no member any more.
     pub(super) fn remove_owner(&mut self, owner: HostId) {
         let keys: Vec<RecordKey> = self.of_owner(owner).map(|record| record.key).collect();
+        keys.iter().for_each(|key| self.remove(key));
+    }
+
+    /// Forgets the records of an owner that do not satisfy a condition.
+    pub(super) fn retain_of(&mut self, owner: HostId, keep: impl Fn(&RecordKey) -> bool) {
+        let keys: Vec<RecordKey> = self.of_owner(owner).map(|record| record.key).filter(|key| !keep(key)).collect();
         keys.iter().for_each(|key| self.remove(key));
     }
 

@@ -1,8 +1,10 @@
 //! Whole clusters of state machines under virtual time.
 
 mod attack;
+mod certified;
 mod check;
 mod cluster;
+mod forgery;
 mod large;
 mod sim;
 mod vectors;

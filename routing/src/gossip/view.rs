@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use overlay_wire::HostId;
 use overlay_wire::gossip::{HostBody, PlainStatus, RecordKey};
+use overlay_wire::membership::SignedCertificate;
 
+use super::membership::{Authority, ClusterPolicy, Standing};
 use crate::identity::IdentityPublic;
 use crate::rib::Refused;
 
@@ -163,6 +165,55 @@ pub enum GossipEvent {
         /// The address.
         address: SocketAddr,
     },
+    /// A host became a member by its certificate.
+    MemberAdded {
+        /// The member.
+        host: HostId,
+    },
+    /// A host is no member any more, because it was revoked or its authority retired: cut its sessions and flows.
+    MemberRevoked {
+        /// The host.
+        host: HostId,
+    },
+    /// This host itself was revoked: the others are silent to it for ever.
+    OwnIdentityRevoked,
+    /// A member's certificate expired, or counts again.
+    StandingChanged {
+        /// The member; this host too.
+        host: HostId,
+        /// What the certificate is worth now.
+        standing: Standing,
+    },
+    /// Authority records changed: store [`super::Gossip::records_to_keep`] and [`super::Gossip::trusted`].
+    TrustChanged,
+    /// A host asks to become a member; for [`crate::membership::Issuer::handle_join`]. Its rate was checked.
+    JoinReceived {
+        /// Where the answer goes.
+        from: SocketAddr,
+        /// The whole datagram.
+        datagram: Vec<u8>,
+    },
+    /// A member asks for a new certificate; answer by [`super::Gossip::answer_certificate_request`].
+    CertificateRequested {
+        /// The member.
+        host: HostId,
+        /// Goes into the answer.
+        nonce: u64,
+        /// The certificate it has now.
+        held: Box<SignedCertificate>,
+    },
+    /// This host has a new certificate, published already: store it.
+    CertificateRenewed {
+        /// The certificate.
+        certificate: Box<SignedCertificate>,
+    },
+    /// The cluster has another policy.
+    PolicyChanged(Box<ClusterPolicy>),
+    /// So many certificates are out of their time at once that this host's clock must be wrong, or that is over.
+    ClockSuspected {
+        /// Whether it is so now.
+        suspected: bool,
+    },
     /// A probe asked for by [`super::Gossip::check`] was answered.
     CheckAnswered {
         /// The member.
@@ -221,6 +272,10 @@ pub struct MemberView {
     pub plain_heard: PlainStatus,
     /// What it says about itself; `None` before its HOST record arrived.
     pub host_record: Option<HostBody>,
+    /// On what its membership rests.
+    pub authority: Authority,
+    /// What that is worth now.
+    pub standing: Standing,
 }
 
 /// Datagrams counted by what became of them; all but the first two were answered with silence.

@@ -1,13 +1,15 @@
 //! Building the RIB: grants first, then the order-free conflict rule.
 //!
-//! Claims are taken in one total order (local, then explicit grants, then pool grants, each by owner) and a claim is in use
+//! Claims are taken in one total order (local, then explicit grants, then pool grants; each of configured members before
+//! certified ones, by first serial, by host id; then whatever rests on a certificate out of its time) and a claim is in use
 //! when it overlaps no claim of another owner that is in use already. The order in which records arrived, and the length
 //! of a prefix, do not enter. Foreign peers are the exception that the operator wrote down: see `overlaps_badly`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use overlay_wire::gossip::{Grant, GrantKind, RouteAnnouncement};
+use overlay_wire::membership::Serial;
 use overlay_wire::{HostId, Prefix};
 
 use super::{Claim, ClaimSource, MAX_PREFIXES_PER_OWNER, Refusal, Rib, Rule};
@@ -45,8 +47,41 @@ pub struct MemberClaims {
     pub name: String,
     /// What it may announce.
     pub allow: Vec<Grant>,
+    /// On what its membership rests.
+    pub authority: ClaimAuthority,
     /// What it announces, with the record each prefix stands in.
     pub claims: Vec<(RouteAnnouncement, ClaimSource)>,
+}
+
+/// On what a member's claims rest.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum ClaimAuthority {
+    /// On this host's configuration.
+    #[default]
+    Static,
+    /// On a certificate.
+    Certificate {
+        /// The serial of the member's first certificate.
+        admitted: Serial,
+        /// How many prefixes it may claim.
+        max_prefixes: usize,
+        /// Set while the certificate is out of its time: what the member may keep out of pools.
+        expired: Option<BTreeSet<Prefix>>,
+    },
+}
+
+impl ClaimAuthority {
+    fn is_expired(&self) -> bool {
+        matches!(self, Self::Certificate { expired: Some(_), .. })
+    }
+
+    /// The place among equally strong grants: configured members first, then by first serial.
+    fn seniority(&self) -> Option<Serial> {
+        match self {
+            Self::Static => None,
+            Self::Certificate { admitted, .. } => Some(*admitted),
+        }
+    }
 }
 
 impl Rib {
@@ -67,6 +102,7 @@ impl Rib {
                             owner: claim.owner,
                             name: claim.name.clone(),
                             kind: claim.grant.map(|grant| grant.kind()),
+                            authority: claim.authority.clone(),
                         },
                     ),
                 }
@@ -84,6 +120,7 @@ struct Settled {
     owner: Owner,
     name: String,
     kind: Option<GrantKind>,
+    authority: Option<ClaimAuthority>,
 }
 
 /// The claims in use by prefix, and which prefix lengths occur: looking at the others costs most of the time where members
@@ -103,16 +140,19 @@ impl InUse {
 }
 
 /// The total order in which claims are taken.
-fn rank(claim: &Claim) -> (u8, Owner, Prefix, ClaimSource) {
+fn rank(claim: &Claim) -> (u8, Option<GrantKind>, Option<Serial>, Owner, Prefix, ClaimSource) {
+    let kind = claim.grant.map(|grant| grant.kind());
     let class = match (claim.owner, claim.grant.map(|grant| grant.kind())) {
-        (Owner::Local, _) if claim.source == ClaimSource::OwnAnnouncement => 5,
+        (Owner::Local, _) if claim.source == ClaimSource::OwnAnnouncement => 6,
+        (Owner::Member(_), Some(_)) if claim.authority.as_ref().is_some_and(ClaimAuthority::is_expired) => 4,
         (Owner::Local, _) => 0,
         (Owner::Foreign(_), _) => 1,
         (Owner::Member(_), Some(GrantKind::Explicit)) => 2,
         (Owner::Member(_), Some(GrantKind::Pool)) => 3,
-        (Owner::Member(_), None) => 4,
+        (Owner::Member(_), None) => 5,
     };
-    (class, claim.owner, claim.prefix, claim.source)
+    let seniority = claim.authority.as_ref().and_then(ClaimAuthority::seniority);
+    (class, kind, seniority, claim.owner, claim.prefix, claim.source)
 }
 
 fn collect(input: &RibInput) -> Vec<Claim> {
@@ -124,6 +164,7 @@ fn collect(input: &RibInput) -> Vec<Claim> {
         source,
         metric,
         grant: None,
+        authority: None,
         refusal: None,
     };
     claims.extend(input.local.prefixes.iter().map(|prefix| local(*prefix, ClaimSource::OwnPrefix, 0)));
@@ -138,6 +179,7 @@ fn collect(input: &RibInput) -> Vec<Claim> {
             source: ClaimSource::Configuration,
             metric: 0,
             grant: None,
+            authority: None,
             refusal: None,
         }));
     }
@@ -159,13 +201,23 @@ fn member_claims(member: &MemberClaims) -> Vec<Claim> {
             .filter(|grant| grant.permits(&route.prefix))
             .min_by_key(|grant| (grant.kind(), grant.prefix(), grant.longest()))
             .copied();
-        let refusal = if place >= MAX_PREFIXES_PER_OWNER {
+        let (most, kept) = match &member.authority {
+            ClaimAuthority::Static => (MAX_PREFIXES_PER_OWNER, None),
+            ClaimAuthority::Certificate { max_prefixes, expired, .. } => {
+                (MAX_PREFIXES_PER_OWNER.min(*max_prefixes), expired.as_ref())
+            }
+        };
+        let is_kept =
+            |grant: Grant, kept: &BTreeSet<Prefix>| grant.kind() == GrantKind::Explicit || kept.contains(&route.prefix);
+        let refusal = if place >= most {
             Some(Refusal::TooMany)
         } else if is_reserved(&route.prefix) {
             Some(Refusal::Reserved)
         } else if grant.is_none() {
             let covering = member.allow.iter().filter(|grant| grant.prefix().covers(&route.prefix)).min();
             Some(covering.map_or(Refusal::OutsideAllow, |grant| Refusal::TooLong { grant: *grant }))
+        } else if grant.zip(kept).is_some_and(|(grant, kept)| !is_kept(grant, kept)) {
+            Some(Refusal::Expired)
         } else {
             None
         };
@@ -176,6 +228,7 @@ fn member_claims(member: &MemberClaims) -> Vec<Claim> {
             source,
             metric: route.metric,
             grant,
+            authority: Some(member.authority.clone()),
             refusal,
         }
     });
@@ -248,9 +301,22 @@ fn rule(winner: &Settled, loser: &Claim) -> Rule {
         (Owner::Local, _) => Rule::OwnPrefixWins,
         (Owner::Foreign(_), Owner::Foreign(_)) => Rule::ConfiguredFirst,
         (Owner::Foreign(_), _) => Rule::ConfigurationWins,
+        _ if is_out_of_time(&loser.authority) && !is_out_of_time(&winner.authority) => Rule::ValidBeatsExpired,
         _ if winner.kind != loser.grant.map(|grant| grant.kind()) => Rule::ExplicitBeatsPool,
-        _ => Rule::LowerHostId,
+        _ => match (seniority(&winner.authority), seniority(&loser.authority)) {
+            (None, Some(_)) => Rule::StaticBeatsCertified,
+            (Some(winner), Some(loser)) if winner != loser => Rule::LowerSerial,
+            _ => Rule::LowerHostId,
+        },
     }
+}
+
+fn is_out_of_time(authority: &Option<ClaimAuthority>) -> bool {
+    authority.as_ref().is_some_and(ClaimAuthority::is_expired)
+}
+
+fn seniority(authority: &Option<ClaimAuthority>) -> Option<Serial> {
+    authority.as_ref().and_then(ClaimAuthority::seniority)
 }
 
 #[cfg(test)]

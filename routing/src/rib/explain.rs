@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use overlay_wire::Prefix;
 
-use super::{Claim, ClaimSource, Refusal, Rib, Rule};
+use super::{Claim, ClaimAuthority, ClaimSource, Refusal, Rib, Rule};
 use crate::ownership::Owner;
 
 /// Why a prefix goes where it goes.
@@ -54,6 +54,7 @@ impl Claim {
             }
         };
         match self.grant {
+            Some(grant) if self.is_certified() => format!("{source}; granted by its certificate: {grant}"),
             Some(grant) => format!("{source}; granted by allow = [\"{grant}\"]"),
             None => source,
         }
@@ -65,6 +66,15 @@ impl Claim {
         let refusal = self.refusal.as_ref()?;
         let missing = missing_line(self).map_or_else(String::new, |line| format!("; missing: {line}"));
         Some(match refusal {
+            Refusal::OutsideAllow if self.is_certified() => {
+                format!("the certificate of {} does not cover {}", self.name, self.prefix)
+            }
+            Refusal::TooLong { grant } if self.is_certified() => {
+                format!("{} is longer than the certificate of {} permits: {grant}", self.prefix, self.name)
+            }
+            Refusal::Expired => {
+                format!("the certificate of {} is out of its time: it may announce nothing new", self.name)
+            }
             Refusal::OutsideAllow => format!("no allow entry of {} covers {}{missing}", self.name, self.prefix),
             Refusal::TooLong { grant } => {
                 format!("{} is longer than allow entry \"{grant}\" of {} permits{missing}", self.prefix, self.name)
@@ -80,6 +90,14 @@ impl Claim {
     }
 }
 
+impl Claim {
+    /// Whether the claimant is a member by certificate.
+    #[must_use]
+    pub fn is_certified(&self) -> bool {
+        matches!(self.authority, Some(ClaimAuthority::Certificate { .. }))
+    }
+}
+
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -87,6 +105,9 @@ impl fmt::Display for Rule {
             Self::AnnouncementYields => "what this host announces gives way to prefixes that others own",
             Self::ConfigurationWins => "the configured allowed_ips of a peer win over announcements",
             Self::ExplicitBeatsPool => "an explicit grant beats a pool grant",
+            Self::ValidBeatsExpired => "a certificate out of its time gives way",
+            Self::StaticBeatsCertified => "a configured member wins over one with a certificate",
+            Self::LowerSerial => "the grants are equally strong and the member admitted first wins",
             Self::LowerHostId => "the grants are equally strong and the lower host id wins",
             Self::ConfiguredFirst => "the peer that is configured first wins",
         })
@@ -113,7 +134,7 @@ impl fmt::Display for Why {
 /// The configuration line that would permit a refused claim, where a line is what is missing.
 pub(super) fn missing_line(claim: &Claim) -> Option<String> {
     match (&claim.refusal, claim.owner) {
-        (Some(Refusal::OutsideAllow | Refusal::TooLong { .. }), Owner::Member(_)) => {
+        (Some(Refusal::OutsideAllow | Refusal::TooLong { .. }), Owner::Member(_)) if !claim.is_certified() => {
             Some(format!("allow = [\"{}\"] for [[member]] name = \"{}\"", claim.prefix, claim.name))
         }
         _ => None,

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use overlay_wire::gossip::{Grant, RouteAnnouncement};
+use overlay_wire::membership::Serial;
 use overlay_wire::{HostId, Prefix};
 use proptest::prelude::*;
 
@@ -26,6 +27,7 @@ fn member(n: u8, allow: &[&str], claims: &[&str]) -> MemberClaims {
         host: id(n),
         name: format!("h{n}"),
         allow: allow.iter().map(|text| text.parse().expect("a valid grant")).collect(),
+        authority: ClaimAuthority::Static,
         claims: claims
             .iter()
             .map(|text| {
@@ -66,6 +68,59 @@ fn explicit_grant_beats_pool_grant_whatever_the_lengths() {
         assert_eq!(rule_of(&rib, lost, Owner::Member(id(1))), Some(Rule::ExplicitBeatsPool), "{lost}");
     }
     assert_eq!(rib.owner(ip("10.42.9.9")), None, "the losing prefix is suppressed as a whole");
+}
+
+fn certified(n: u8, serial: u64, expired: Option<&[&str]>, allow: &[&str], claims: &[&str]) -> MemberClaims {
+    let authority = ClaimAuthority::Certificate {
+        admitted: Serial(serial),
+        max_prefixes: 64,
+        expired: expired.map(|kept| kept.iter().map(|text| prefix(text)).collect()),
+    };
+    MemberClaims { authority, ..member(n, allow, claims) }
+}
+
+#[test]
+fn among_certified_members_the_first_admitted_wins_and_configured_ones_before_it() {
+    let pool = &["10.42.0.0/16 max 32"][..];
+    let late = || certified(1, 9, None, pool, &["10.42.2.0/25", "10.42.7.0/24"]);
+    let early = || certified(5, 2, None, pool, &["10.42.2.0/24"]);
+    let build = |members| Rib::build(&RibInput { members, ..RibInput::default() });
+    let rib = build(vec![late(), early()]);
+    assert_eq!(rib.owner(ip("10.42.2.5")), Some(Owner::Member(id(5))));
+    assert_eq!(rule_of(&rib, "10.42.2.0/25", Owner::Member(id(1))), Some(Rule::LowerSerial));
+    let rib = build(vec![late(), early(), member(9, pool, &["10.42.2.0/23"])]);
+    assert_eq!(rib.owner(ip("10.42.2.5")), Some(Owner::Member(id(9))));
+    assert_eq!(rule_of(&rib, "10.42.2.0/24", Owner::Member(id(5))), Some(Rule::StaticBeatsCertified));
+    assert_eq!(rib.owner(ip("10.42.7.1")), Some(Owner::Member(id(1))), "what nobody contests stays");
+}
+
+#[test]
+fn member_out_of_its_time_keeps_what_it_had_and_gets_nothing_new() {
+    let grants = &["10.42.0.0/16 max 24", "10.50.1.0/24"][..];
+    let claims = &["10.42.2.0/24", "10.42.3.0/24", "10.50.1.0/24"][..];
+    let old = || certified(1, 1, Some(&["10.42.2.0/24"]), grants, claims);
+    let build = |members| Rib::build(&RibInput { members, ..RibInput::default() });
+    let rib = build(vec![old()]);
+    assert_eq!(rib.owner(ip("10.42.2.1")), Some(Owner::Member(id(1))));
+    assert_eq!(rib.owner(ip("10.50.1.1")), Some(Owner::Member(id(1))));
+    assert_eq!(rib.owner(ip("10.42.3.1")), None);
+    let refused: Vec<_> = rib.refused().map(|refused| refused.claim.refusal).collect();
+    assert_eq!(refused, vec![Some(Refusal::Expired)]);
+    // Whoever is in its time wins against it, though it was admitted later.
+    let rib = build(vec![old(), certified(2, 7, None, &["10.0.0.0/8 max 24"], &["10.50.1.0/24", "10.42.2.0/24"])]);
+    assert_eq!(rib.owner(ip("10.50.1.1")), Some(Owner::Member(id(2))));
+    assert_eq!(rule_of(&rib, "10.42.2.0/24", Owner::Member(id(1))), Some(Rule::ValidBeatsExpired));
+}
+
+#[test]
+fn certificate_counts_no_more_prefixes_than_it_names() {
+    let mut one = certified(1, 1, None, &["10.42.0.0/16 max 24"], &["10.42.1.0/24", "10.42.2.0/24", "10.42.3.0/24"]);
+    if let ClaimAuthority::Certificate { max_prefixes, .. } = &mut one.authority {
+        *max_prefixes = 2;
+    }
+    let rib = Rib::build(&RibInput { members: vec![one], ..RibInput::default() });
+    assert_eq!(rib.best().count(), 2);
+    assert_eq!(rib.refused().map(|refused| refused.claim.refusal).collect::<Vec<_>>(), vec![Some(Refusal::TooMany)]);
 }
 
 #[test]

@@ -13,6 +13,11 @@ use crate::{Encapsulation, Mtu, Prefix};
 pub const BODY_VERSION: u8 = 1;
 /// The largest HOST body, so that it also fits the INTRODUCE datagram.
 pub const MAX_HOST_BODY_BYTES: usize = 896;
+/// The largest HOST body of a host with a certificate: both travel in one INTRODUCE.
+///
+/// 1,232 bytes less header and seal (74), identity, boot epoch, counter, nonce, presence and signature (121), the frames of
+/// two records (190), and the certificate with its body format (401).
+pub const MAX_CERTIFIED_HOST_BODY_BYTES: usize = 446;
 /// The longest host name.
 pub const MAX_NAME_BYTES: usize = 63;
 /// The longest software version text.

@@ -16,6 +16,10 @@ pub const SEALED: u8 = 0x20;
 pub const INTRODUCE: u8 = 0x21;
 /// First byte of the answer to a first contact.
 pub const INTRODUCE_ACK: u8 = 0x22;
+/// First byte of a request to become a member.
+pub const JOIN: u8 = 0x23;
+/// First byte of the answer to a request to become a member.
+pub const JOIN_ACK: u8 = 0x24;
 /// The largest datagram accepted.
 pub const MAX_DATAGRAM_BYTES: usize = 1400;
 /// The largest datagram sent: 1,280 (the smallest IPv6 MTU) less IPv6 and UDP headers.
@@ -29,6 +33,8 @@ pub const MAX_MESSAGE_BYTES: usize =
     (MAX_SENT_BYTES - SEALED_HEADER_BYTES - AEAD_TAG_BYTES) / PADDING_BYTES * PADDING_BYTES - CONTENT_HEADER_BYTES;
 /// Bytes in clear before a sealed datagram's ciphertext.
 pub const SEALED_HEADER_BYTES: usize = 2 + 8 + 24;
+/// Bytes in clear before a JOIN's ciphertext: kind, version, ephemeral key, token id, nonce.
+pub const JOIN_HEADER_BYTES: usize = 2 + 32 + 8 + 24;
 /// Bytes before the message inside a sealed datagram: boot epoch, sequence, length.
 pub const CONTENT_HEADER_BYTES: usize = 8 + 8 + 2;
 
@@ -70,6 +76,30 @@ pub enum Envelope<'a> {
         /// Ciphertext and authentication tag.
         ciphertext: &'a [u8],
     },
+    /// A request to become a member.
+    Join {
+        /// Everything before the ciphertext.
+        header: &'a [u8],
+        /// The joiner's fresh X25519 key.
+        ephemeral: [u8; 32],
+        /// Names the token.
+        token: [u8; 8],
+        /// Random, 192 bits.
+        nonce: [u8; 24],
+        /// Ciphertext and authentication tag.
+        ciphertext: &'a [u8],
+    },
+    /// The answer to a request to become a member.
+    JoinAck {
+        /// Everything before the ciphertext.
+        header: &'a [u8],
+        /// Names the JOIN that is answered.
+        tag: [u8; 8],
+        /// Random, 192 bits.
+        nonce: [u8; 24],
+        /// Ciphertext and authentication tag.
+        ciphertext: &'a [u8],
+    },
 }
 
 impl<'a> Envelope<'a> {
@@ -84,7 +114,7 @@ impl<'a> Envelope<'a> {
         let mut reader = Reader::new(datagram);
         let kind = reader.u8("envelope kind")?;
         let version = reader.u8("envelope version")?;
-        if !matches!(kind, SEALED | INTRODUCE | INTRODUCE_ACK) {
+        if !matches!(kind, SEALED | INTRODUCE | INTRODUCE_ACK | JOIN | JOIN_ACK) {
             return Err(DecodeError::Value { field: "envelope kind" });
         }
         if version != ENVELOPE_VERSION {
@@ -100,6 +130,17 @@ impl<'a> Envelope<'a> {
                 let (ephemeral, nonce) = (reader.array("ephemeral key")?, reader.array("nonce")?);
                 let (header, ciphertext) = split(datagram, reader)?;
                 Self::Introduce { header, ephemeral, nonce, ciphertext }
+            }
+            JOIN => {
+                let (ephemeral, token) = (reader.array("ephemeral key")?, reader.array("token id")?);
+                let nonce = reader.array("nonce")?;
+                let (header, ciphertext) = split(datagram, reader)?;
+                Self::Join { header, ephemeral, token, nonce, ciphertext }
+            }
+            JOIN_ACK => {
+                let (tag, nonce) = (reader.array("tag")?, reader.array("nonce")?);
+                let (header, ciphertext) = split(datagram, reader)?;
+                Self::JoinAck { header, tag, nonce, ciphertext }
             }
             _ => {
                 let tag = reader.array("tag")?;
@@ -128,6 +169,18 @@ pub fn introduce_header(ephemeral: &[u8; 32], nonce: &[u8; 24]) -> Vec<u8> {
 #[must_use]
 pub fn introduce_ack_header(tag: &[u8; 8], box_key: &[u8; 32], nonce: &[u8; 24]) -> Vec<u8> {
     [&[INTRODUCE_ACK, ENVELOPE_VERSION][..], tag, box_key, nonce].concat()
+}
+
+/// The clear part of a request to become a member.
+#[must_use]
+pub fn join_header(ephemeral: &[u8; 32], token: &[u8; 8], nonce: &[u8; 24]) -> Vec<u8> {
+    [&[JOIN, ENVELOPE_VERSION][..], ephemeral, token, nonce].concat()
+}
+
+/// The clear part of the answer to a request to become a member.
+#[must_use]
+pub fn join_ack_header(tag: &[u8; 8], nonce: &[u8; 24]) -> Vec<u8> {
+    [&[JOIN_ACK, ENVELOPE_VERSION][..], tag, nonce].concat()
 }
 
 /// The content of a sealed datagram.
@@ -189,6 +242,8 @@ pub struct IntroduceContent {
     pub nonce: u64,
     /// The sender's HOST record.
     pub record: Record,
+    /// The sender's CERTIFICATE record, where an authority vouches for it.
+    pub certificate: Option<Record>,
     /// Ed25519 by the identity over domain tag, cluster id, recipient, ephemeral key and the fields above.
     pub signature: [u8; 64],
 }
@@ -203,6 +258,13 @@ impl IntroduceContent {
         out.extend_from_slice(&self.counter.to_be_bytes());
         out.extend_from_slice(&self.nonce.to_be_bytes());
         self.record.encode(&mut out);
+        match &self.certificate {
+            Some(record) => {
+                out.push(1);
+                record.encode(&mut out);
+            }
+            None => out.push(0),
+        }
         out
     }
 
@@ -226,6 +288,11 @@ impl IntroduceContent {
             counter: reader.u64("counter")?,
             nonce: reader.u64("nonce")?,
             record: Record::decode(&mut reader)?,
+            certificate: match reader.u8("certificate presence")? {
+                0 => None,
+                1 => Some(Record::decode(&mut reader)?),
+                _ => return Err(DecodeError::Value { field: "certificate presence" }),
+            },
             signature: reader.array("signature")?,
         };
         reader.finish()?;

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use crate::gossip::codec::{DecodeError, Reader, put_optional_socket_addr, put_prefix};
 use crate::gossip::record::{Record, RecordKey};
+use crate::membership::SignedCertificate;
+use crate::membership::join::{certificate, put_certificate};
 use crate::{HostId, Prefix};
 
 /// Buckets of the record digest.
@@ -46,6 +48,8 @@ pub enum RouteVerdict {
     Reserved,
     /// The announcer has more prefixes than are counted.
     TooMany,
+    /// The announcer's certificate is out of its time, and the prefix is new.
+    Expired,
 }
 
 /// One line of a version list.
@@ -140,6 +144,18 @@ pub enum Message {
         /// Milliseconds since 1970, by the wall clock of the answering host.
         unix_ms: u64,
     },
+    /// Asks an issuer for a new certificate in the place of the one the sender has.
+    CertificateRequest {
+        /// Random; echoed by the answer.
+        nonce: u64,
+    },
+    /// Carries a renewed certificate.
+    Certificate {
+        /// The request's.
+        nonce: u64,
+        /// The receiver's new certificate.
+        certificate: Box<SignedCertificate>,
+    },
 }
 
 impl Message {
@@ -195,6 +211,11 @@ impl Message {
             Self::Clock { nonce, unix_ms } => {
                 out.extend_from_slice(&nonce.to_be_bytes());
                 out.extend_from_slice(&unix_ms.to_be_bytes());
+            }
+            Self::CertificateRequest { nonce } => out.extend_from_slice(&nonce.to_be_bytes()),
+            Self::Certificate { nonce, certificate } => {
+                out.extend_from_slice(&nonce.to_be_bytes());
+                put_certificate(out, certificate);
             }
         }
     }
@@ -253,6 +274,11 @@ impl Message {
             }
             13 => Self::ClockRequest { nonce: reader.u64("nonce")? },
             14 => Self::Clock { nonce: reader.u64("nonce")?, unix_ms: reader.u64("clock")? },
+            15 => Self::CertificateRequest { nonce: reader.u64("nonce")? },
+            16 => {
+                let nonce = reader.u64("nonce")?;
+                Self::Certificate { nonce, certificate: Box::new(certificate(&mut reader)?) }
+            }
             kind => return Err(DecodeError::UnknownMessage(kind)),
         };
         reader.finish()?;
@@ -277,6 +303,8 @@ impl Message {
             Self::Verdicts { .. } => "verdicts",
             Self::ClockRequest { .. } => "clock-request",
             Self::Clock { .. } => "clock",
+            Self::CertificateRequest { .. } => "certificate-request",
+            Self::Certificate { .. } => "certificate",
         }
     }
 
@@ -296,6 +324,8 @@ impl Message {
             Self::Verdicts { .. } => 12,
             Self::ClockRequest { .. } => 13,
             Self::Clock { .. } => 14,
+            Self::CertificateRequest { .. } => 15,
+            Self::Certificate { .. } => 16,
         }
     }
 
@@ -373,7 +403,7 @@ impl PlainStatus {
 }
 
 impl RouteVerdict {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Accepted,
         Self::OutsideAllow,
         Self::TooLong,
@@ -381,6 +411,7 @@ impl RouteVerdict {
         Self::LocalConfiguration,
         Self::Reserved,
         Self::TooMany,
+        Self::Expired,
     ];
 
     /// A short name for tables.
@@ -394,6 +425,7 @@ impl RouteVerdict {
             Self::LocalConfiguration => "local-configuration",
             Self::Reserved => "reserved",
             Self::TooMany => "too-many",
+            Self::Expired => "expired",
         }
     }
 

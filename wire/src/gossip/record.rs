@@ -23,6 +23,14 @@ impl RecordKind {
     pub const HOST: Self = Self(1);
     /// Prefixes behind the host.
     pub const ROUTES: Self = Self(2);
+    /// The owner's certificate; the only record by which an unknown owner becomes a member.
+    pub const CERTIFICATE: Self = Self(3);
+    /// Trusted authority keys and revoked hosts; the owner is the authority itself.
+    pub const AUTHORITY: Self = Self(4);
+    /// Pieces of the cluster's policy text.
+    pub const POLICY: Self = Self(5);
+    /// What the host made of the cluster's policy.
+    pub const POLICY_STATUS: Self = Self(6);
 }
 
 /// The name of a record; versions of one key replace each other.

@@ -129,7 +129,7 @@ proptest! {
     }
 
     #[test]
-    fn decoded_garbage_encodes_to_the_same_bytes(mut bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 1u8..14) {
+    fn decoded_garbage_encodes_to_the_same_bytes(mut bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 1u8..17) {
         if let Some(first) = bytes.first_mut() {
             *first = kind;
         }
@@ -213,10 +213,22 @@ fn full_version_list_fits_one_datagram() {
 fn full_introduce_fits_one_datagram() {
     let key = RecordKey { owner: HostId([0; 16]), kind: RecordKind::HOST, shard: 0 };
     let record = Record { key, version: 1, body: vec![0; body::MAX_HOST_BODY_BYTES], signature: [0; 64] };
-    let content =
-        IntroduceContent { identity: [0; 32], boot_epoch: 0, counter: 0, nonce: 0, record, signature: [0; 64] };
     let header = super::envelope::introduce_header(&[0; 32], &[0; 24]);
+    let mut content = IntroduceContent {
+        identity: [0; 32],
+        boot_epoch: 0,
+        counter: 0,
+        nonce: 0,
+        record,
+        certificate: None,
+        signature: [0; 64],
+    };
     assert!(header.len() + content.encode().len() + 16 <= MAX_SENT_BYTES);
+    // With a certificate the HOST record is smaller, and both fill the datagram.
+    content.record.body.truncate(body::MAX_CERTIFIED_HOST_BODY_BYTES);
+    let body = vec![0; crate::membership::certificate::MAX_CERTIFICATE_BYTES + 1];
+    content.certificate = Some(Record { body, ..content.record.clone() });
+    assert_eq!(header.len() + content.encode().len() + 16, MAX_SENT_BYTES);
 }
 
 #[test]

@@ -99,6 +99,11 @@ impl Sim {
         sim
     }
 
+    /// Adds a node that was started elsewhere.
+    pub(crate) fn push(&mut self, gossip: Gossip, address: SocketAddr) {
+        self.nodes.push(Node { gossip, address, events: Vec::new(), alive: true, epoch: 1 });
+    }
+
     fn boot(&mut self, index: usize, count: usize, epoch: u64) -> Node {
         let config = GossipConfig {
             identity: key(index),

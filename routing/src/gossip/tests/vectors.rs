@@ -2,12 +2,17 @@
 
 use std::fmt::Write as _;
 
+use overlay_wire::gossip::Grant;
 use overlay_wire::gossip::envelope::{
     Content, IntroduceAckContent, IntroduceContent, introduce_ack_header, introduce_header, sealed_header,
 };
 use overlay_wire::gossip::{
     HostBody, Message, PlainStatus, Record, RecordKey, RecordKind, RouteAnnouncement, RoutesBody,
 };
+use overlay_wire::membership::{
+    Admission, AuthorityBody, Certificate, ClusterSettings, JoinAnswer, JoinContent, Labels, Rights, Serial, TokenId,
+};
+use overlay_wire::policy::DefaultPolicy;
 use overlay_wire::{Encapsulation, Mtu};
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -16,6 +21,8 @@ use crate::gossip::cluster_id;
 use crate::gossip::crypto::{AckTranscript, Direction, IntroduceKeys, introduce_signed_bytes, seal};
 use crate::gossip::store::record_hash;
 use crate::identity::IdentityKey;
+use crate::membership::join_keys::{JoinKeys, JoinTranscript, join_signed_bytes};
+use crate::membership::{CaKey, Token};
 
 const DOCUMENT: &str = include_str!("../../../../docs/gossip.md");
 
@@ -100,6 +107,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         counter: 1,
         nonce: 0x1112_1314_1516_1718,
         record: a_record,
+        certificate: None,
         signature: [0; 64],
     };
     introduce.signature =
@@ -125,7 +133,79 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
     let header = introduce_ack_header(&keys.tag(&ephemeral), &b_box_public.to_bytes(), &nonce);
     vectors.push(("INTRODUCE-ACK key", key.to_vec()));
     vectors.push(("INTRODUCE-ACK", seal(&key, &nonce, header, &ack.encode())));
+    vectors.extend(membership_vectors(&a, &b, &cluster));
     vectors
+}
+
+/// Authority, certificate, token and join exchange: B is the issuer, A joins.
+fn membership_vectors(a: &IdentityKey, b: &IdentityKey, cluster: &[u8; 32]) -> Vec<(&'static str, Vec<u8>)> {
+    let ca = CaKey::from_bytes(&[0x0c; 32]);
+    let certificate = |key: &IdentityKey, name: &str, number: u8, rights: Rights| {
+        let certificate = Certificate {
+            ca: ca.id(),
+            identity: *key.public().as_bytes(),
+            name: name.into(),
+            serial: Serial(number.into()),
+            admitted: Serial(number.into()),
+            grants: vec![Grant::explicit(prefix(&format!("10.42.{number}.0/24")))],
+            max_prefixes: 64,
+            labels: Labels::from([("role".into(), "web".into())]),
+            rights,
+            not_before: 1_800_000_000,
+            not_after: 1_802_592_000,
+        };
+        ca.certify(cluster, certificate).expect("fits")
+    };
+    let token = Token {
+        ca: ca.id(),
+        issuer: b.public(),
+        endpoints: vec!["192.0.2.2:51821".parse().expect("address")],
+        id: TokenId([0x5a; 8]),
+        secret: zeroize::Zeroizing::new([0x6a; 16]),
+    };
+    let revoked = AuthorityBody::Revoked(vec![a.host_id()]);
+    let secret = StaticSecret::from([0x4a; 32]);
+    let digest = token.secret_digest();
+    let transcript = JoinTranscript {
+        ca: token.ca,
+        issuer: b.host_id(),
+        token: token.id,
+        ephemeral: PublicKey::from(&secret).to_bytes(),
+        secret_digest: &digest,
+    };
+    let keys = JoinKeys::new(&secret, &b.public().to_x25519()).expect("contributory");
+    let mut join =
+        JoinContent { identity: *a.public().as_bytes(), name: "h1".into(), secret: *token.secret, signature: [0; 64] };
+    join.signature = a.sign(&join_signed_bytes(&transcript, &join.unsigned_bytes()));
+    let answer = JoinAnswer::Admitted(Box::new(Admission {
+        ca: *ca.public().as_bytes(),
+        other_ca: None,
+        certificate: certificate(a, "h1", 1, Rights::NONE),
+        settings: ClusterSettings {
+            name: "prod".into(),
+            pool: vec![prefix("10.42.0.0/16")],
+            encapsulation: Encapsulation::Wireguard,
+            listen_port: 51821,
+            policy_default: DefaultPolicy::Members,
+            mtu: None,
+        },
+        issuer: certificate(b, "h2", 2, Rights::ISSUER | Rights::POLICY),
+        endpoints: token.endpoints.clone(),
+    }));
+    let nonce = [0x3a; 24];
+    let answer = answer.encode().expect("fits");
+    vec![
+        ("authority key", ca.public().as_bytes().to_vec()),
+        ("authority id", ca.id().0.to_vec()),
+        ("A certificate", certificate(a, "h1", 1, Rights::NONE).to_bytes()),
+        ("AUTHORITY record", encoded(&ca.record(cluster, 1, 1, &revoked).expect("fits"))),
+        ("token text, in ASCII", token.to_text().as_bytes().to_vec()),
+        ("token secret digest", digest.to_vec()),
+        ("JOIN key", keys.request_key(&transcript).to_vec()),
+        ("JOIN, first 200 bytes", keys.seal_request(&transcript, &nonce, &join.encode())[..200].to_vec()),
+        ("JOIN-ACK key", keys.answer_key(&transcript, a.host_id()).to_vec()),
+        ("JOIN-ACK", keys.seal_answer(&transcript, a.host_id(), &nonce, &answer)),
+    ]
 }
 
 fn signed(key: &IdentityKey, cluster: &[u8; 32], kind: RecordKind, body: Vec<u8>) -> Record {
