@@ -75,6 +75,20 @@ impl Cookies {
         self.replied.load(Ordering::Relaxed)
     }
 
+    /// Whether the initiator has proved its address by a cookie.
+    pub fn proved(&self) -> bool {
+        self.proved.load(Ordering::Relaxed)
+    }
+
+    /// Whether an echo came through a handshake by cookie. One that came without forgets its session by `again`, because
+    /// the first messages of each second pass without a cookie.
+    pub fn echo_proves(&self, echo: bool, again: impl FnOnce()) -> Option<()> {
+        if echo && !self.proved() {
+            again();
+        }
+        (echo && self.proved()).then_some(())
+    }
+
     /// Ends flood and capture, and says which step of the handshake did not come: a cookie asked for, an echo after it.
     pub fn finish(self, mut flood: Flood, steps: [Result<((), Duration), WaitError>; 2]) -> Result<()> {
         let running = flood.runs();

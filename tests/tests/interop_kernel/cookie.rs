@@ -30,7 +30,9 @@ fn kernel_completes_its_handshake_by_our_cookie() {
         kernel.try_run(&asks);
         cookies.asked().then_some(())
     });
-    let came = wait_for("an echo under load", LIMIT, || (kernel.try_run(&asks).0 == 0).then_some(()));
+    let came = wait_for("an echo under load", 2 * LIMIT, || {
+        cookies.echo_proves(kernel.try_run(&asks).0 == 0, || device.forget(OUR_ENDPOINT))
+    });
     cookies.finish(flood, [asked, came]).unwrap();
 }
 
@@ -51,7 +53,10 @@ fn we_complete_our_handshake_by_the_cookie_of_the_kernel() {
         kernel.foreign.reaches(FOREIGN_V4);
         cookies.asked().then_some(())
     });
-    let came = wait_for("an echo under load", LIMIT, || kernel.foreign.reaches(FOREIGN_V4).then_some(()));
+    let came = wait_for("an echo under load", 2 * LIMIT, || {
+        let again = || kernel.set_peer(&device.section(THEIR_ENDPOINT)).unwrap();
+        cookies.echo_proves(kernel.foreign.reaches(FOREIGN_V4), again)
+    });
     cookies.finish(flood, [asked, came]).unwrap();
     drop(device);
     // The machine answers as before.

@@ -29,7 +29,10 @@ fn peer_completes_its_handshake_by_our_cookie() {
             foreign.is_reached(FOREIGN_V4, to);
             cookies.asked().then_some(())
         });
-        let came = wait_for("an echo under load", LIMIT, || foreign.is_reached(FOREIGN_V4, to).then_some(()));
+        let came = wait_for("an echo under load", 2 * LIMIT, || {
+            let again = || device.set_peer(&foreign.public_key, OUR_ENDPOINT).unwrap();
+            cookies.echo_proves(foreign.is_reached(FOREIGN_V4, to), again)
+        });
         cookies.finish(flood, [asked, came]).unwrap();
     });
 }
@@ -54,7 +57,9 @@ fn we_complete_our_handshake_by_the_cookie_of_a_peer() {
             foreign.reaches(FOREIGN_V4);
             cookies.asked().then_some(())
         });
-        let came = wait_for("an echo under load", LIMIT, || foreign.reaches(FOREIGN_V4).then_some(()));
+        let came = wait_for("an echo under load", 2 * LIMIT, || {
+            cookies.echo_proves(foreign.reaches(FOREIGN_V4), || foreign.restart(&section).unwrap())
+        });
         cookies.finish(flood, [asked, came]).unwrap();
     });
 }
