@@ -31,6 +31,17 @@ fails() {
     if "$@"; then exit 1; fi
 }
 
+# Without a configuration it waits for init or join, and touches nothing.
+standby() {
+    for _ in $(seq 100); do
+        code=0
+        overlayctl status >/dev/null 2>&1 || code=$?
+        [ $code != 8 ] || return 0
+        sleep 0.1
+    done
+    exit 1
+}
+
 configure() {
     cat >/etc/overlay/overlayd.toml <<'CONFIG'
 [node]

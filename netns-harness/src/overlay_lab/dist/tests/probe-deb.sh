@@ -28,9 +28,10 @@ accept_ra 2
 files >/tmp/files
 fails cmp -s /tmp/files-before /tmp/files
 
+standby
 runuser -u overlay -- overlayctl key generate --out /var/lib/overlay/identity.key
 configure
-systemctl start overlayd
+systemctl restart overlayd
 confined
 ip netns add one
 ip netns add two

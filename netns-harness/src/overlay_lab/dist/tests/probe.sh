@@ -3,9 +3,10 @@
 
 snapshot >/tmp/before
 ./install
+standby
 runuser -u overlay -- overlayctl key generate --out /var/lib/overlay/identity.key
 configure
-systemctl start overlayd
+systemctl restart overlayd
 confined
 
 ip netns add one
