@@ -103,6 +103,8 @@ pub fn carry(left: &str, right: &str, spec: &WireSpec) -> Result<()> {
         }
         let wait = waiting.peek().map(|Reverse((due, ..))| due.saturating_duration_since(now));
         let readable = poll(&taps, wait)?;
+        // Waiting took time: a frame is held from when it came.
+        let arrived = Instant::now();
         for from in 0..2 {
             if !readable[from] {
                 continue;
@@ -114,7 +116,7 @@ pub fn carry(left: &str, right: &str, spec: &WireSpec) -> Result<()> {
                     frame[bit / 8] ^= 1 << (bit % 8);
                 }
                 sequence += 1;
-                waiting.push(Reverse((now + held, sequence, 1 - from, frame)));
+                waiting.push(Reverse((arrived + held, sequence, 1 - from, frame)));
             }
         }
     }
