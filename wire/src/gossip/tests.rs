@@ -79,6 +79,7 @@ fn message() -> impl Strategy<Value = Message> {
         Just(Message::Leave),
         any::<u64>().prop_map(|version| Message::VerdictRequest { version }),
         any::<u64>().prop_map(|nonce| Message::ClockRequest { nonce }),
+        any::<u64>().prop_map(|nonce| Message::CertificateRequest { nonce }),
         (any::<u64>(), any::<u64>()).prop_map(|(nonce, unix_ms)| Message::Clock { nonce, unix_ms }),
         (any::<u64>(), proptest::collection::btree_map(prefix(), verdict, 0..20))
             .prop_map(|(version, entries)| Message::Verdicts { version, entries: entries.into_iter().collect() }),
