@@ -88,13 +88,11 @@ impl Api {
             answered: *answered,
             heard,
         };
-        let configured = core
-            .config
-            .load()
-            .members
-            .iter()
-            .find(|own| own.name == status.name)
-            .map(|own| own.encapsulation.unwrap_or(core.config.load().overlay.encapsulation));
+        // A member by certificate has no entry of its own: for it counts what this host asks of all.
+        let config = core.config.load();
+        let entry = config.members.iter().find(|own| own.name == status.name);
+        let asked_of_it = entry.and_then(|own| own.encapsulation).unwrap_or(config.overlay.encapsulation);
+        let configured = member.map(|_| asked_of_it);
         let asked = Asked {
             peer: status.name.clone(),
             endpoint,
