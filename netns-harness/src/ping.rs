@@ -25,6 +25,12 @@ impl PingReport {
         self.sent > 0 && self.received == self.sent
     }
 
+    /// Every request but the last was answered.
+    fn lacks_only_the_last(&self) -> bool {
+        let last = format!("icmp_seq={} ", self.sent);
+        self.received + 1 == self.sent && self.text.contains("bytes from") && !self.text.contains(&last)
+    }
+
     fn parse(text: String) -> PingReport {
         let mut report = PingReport::default();
         for line in text.lines() {
@@ -48,11 +54,31 @@ pub fn ping(view: &View, words: &str, to: &str) -> Result<PingReport> {
     argv.push(to);
     let output = netns::command(view, &argv)?.output()?;
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    match output.status.code() {
+    let mut report = match output.status.code() {
         // 1: no reply, or an error from a router, or the message is too long for the device.
-        Some(0 | 1 | 124) => Ok(PingReport::parse(text)),
+        Some(0 | 1 | 124) => PingReport::parse(text),
         _ => bail!("ping {words} {to}: {text}"),
+    };
+    // Once one was answered, ping waits for the last only twice the longest round trip, or one interval, whatever -W says:
+    // on a busy machine that is too short. What became of it is not known, so another is sent in its place.
+    if report.sent > 1 && report.lacks_only_the_last() && ping(view, &one(words), to)?.is_lossless() {
+        report.received += 1;
     }
+    Ok(report)
+}
+
+/// The same words for a single echo.
+fn one(words: &str) -> String {
+    let mut kept = Vec::new();
+    let mut words = words.split_whitespace();
+    while let Some(word) = words.next() {
+        if word == "-c" {
+            words.next();
+        } else {
+            kept.push(word);
+        }
+    }
+    format!("-c 1 {}", kept.join(" "))
 }
 
 /// A `ping` that runs beside other work.
@@ -111,6 +137,19 @@ mod tests {
         );
         assert_eq!((report.sent, report.received, report.average_ms), (5, 4, Some(0.042)));
         assert!(!report.is_lossless());
+    }
+
+    #[test]
+    fn last_echo_is_told_from_another_and_asked_for_alone() {
+        let text = |lost: u32| {
+            let lines =
+                (1..=3).filter(|at| *at != lost).map(|at| format!("64 bytes from 10.0.0.1: icmp_seq={at} ttl=64\n"));
+            let lines: String = lines.collect();
+            PingReport::parse(format!("{lines}3 packets transmitted, 2 received, 33% packet loss, time 9ms\n"))
+        };
+        assert!(text(3).lacks_only_the_last());
+        assert!(!text(2).lacks_only_the_last());
+        assert_eq!(one("-c 100 -i 0.01 -W 2"), "-c 1 -i 0.01 -W 2");
     }
 
     #[test]
