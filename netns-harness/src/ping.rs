@@ -62,9 +62,9 @@ pub struct Pings {
 }
 
 impl Pings {
-    /// Starts `ping -n -q` with the given extra words to an address; for a minute at most.
+    /// Starts `ping -n -q` with the given extra words, which say how many to send or for how long, to an address.
     pub fn start(view: &View, words: &str, to: &str) -> Result<Pings> {
-        let mut argv = vec!["ping", "-n", "-q", "-w", "60"];
+        let mut argv = vec!["ping", "-n", "-q"];
         argv.extend(words.split_whitespace());
         argv.push(to);
         let mut command = netns::command(view, &argv)?;

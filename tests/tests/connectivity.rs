@@ -115,7 +115,7 @@ fn change_to_a_plain_encapsulation_while_packets_flow_loses_none() {
     };
     let (from, to) = (&overlay.container("h1c1").view, overlay.container("h2c1").v4.to_string());
     for encapsulation in ["gre", "ipip"] {
-        let pinging = Pings::start(from, "-i 0.005 -W 2", &to).unwrap();
+        let pinging = Pings::start(from, "-w 60 -i 0.005 -W 2", &to).unwrap();
         change_both(encapsulation);
         // Some more over the new one.
         assert!(ping(from, "-c 20 -i 0.01 -W 2", &to).unwrap().is_lossless());
