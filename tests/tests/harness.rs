@@ -139,7 +139,10 @@ fn corrupting_and_delaying_wire_is_seen() {
     // Four of five come back, of two directions with 10 % damaged each.
     let share = f64::from(report.received) / f64::from(report.sent);
     assert!((0.5..0.97).contains(&share), "{}", report.text);
-    assert!(report.average_ms.unwrap() >= 40.0, "20 ms each way: {}", report.text);
+    // Damage to the time inside an echo shows as none, so a few may seem early; the others tell.
+    let times = report.text.split("time=").skip(1).filter_map(|rest| rest.split(' ').next()?.parse::<f64>().ok());
+    let (held, early): (Vec<f64>, Vec<f64>) = times.partition(|time| *time >= 40.0);
+    assert!(held.len() > 40 && early.iter().all(|time| *time < 1.0), "20 ms each way: {}", report.text);
 }
 
 #[test]
