@@ -142,7 +142,7 @@ fn corrupting_and_delaying_wire_is_seen() {
     // Damage to the time inside an echo shows as none, so a few may seem early; the others tell.
     let times = report.text.split("time=").skip(1).filter_map(|rest| rest.split(' ').next()?.parse::<f64>().ok());
     let (held, early): (Vec<f64>, Vec<f64>) = times.partition(|time| *time >= 40.0);
-    assert!(held.len() > 40 && early.iter().all(|time| *time < 1.0), "20 ms each way: {}", report.text);
+    assert!(held.len() > 40 && held.len() > 4 * early.len(), "20 ms each way: {}", report.text);
 }
 
 #[test]
