@@ -1,20 +1,24 @@
-//! Pings from a namespace, with the summary read back.
+//! Pings from a namespace, each echo accounted for by its number.
+//!
+//! `ping -c N` gives up on its last echo after twice the longest round trip, or one interval, whatever `-W` says: too short on a
+//! busy machine. So `ping` runs without a count here, is read line by line, and is ended once the echoes asked for are decided.
 
-use anyhow::{Context as _, Result, bail};
-use std::io::Read as _;
+use anyhow::{Context as _, Result, bail, ensure};
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Read};
 use std::process::{Child, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use crate::netns::{self, View};
 
 /// What a run of `ping` counted.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PingReport {
-    /// Echo requests sent.
+    /// Echo requests that were asked for and sent.
     pub sent: u32,
-    /// Echo replies received.
+    /// Those of them that were answered, each counted once.
     pub received: u32,
-    /// Median-like round trip time in milliseconds, where there was one.
-    pub average_ms: Option<f64>,
     /// Everything ping printed, errors from routers included.
     pub text: String,
 }
@@ -25,95 +29,99 @@ impl PingReport {
         self.sent > 0 && self.received == self.sent
     }
 
-    /// Every request but the last was answered.
-    fn lacks_only_the_last(&self) -> bool {
-        let last = format!("icmp_seq={} ", self.sent);
-        self.received + 1 == self.sent && self.text.contains("bytes from") && !self.text.contains(&last)
-    }
-
-    fn parse(text: String) -> PingReport {
-        let mut report = PingReport::default();
-        for line in text.lines() {
-            if let Some((sent, rest)) = line.split_once(" packets transmitted, ") {
-                report.sent = sent.trim().parse().unwrap_or(0);
-                report.received = rest.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0);
-            } else if let Some((_, numbers)) = line.split_once("min/avg/max/mdev = ") {
-                report.average_ms = numbers.split('/').nth(1).and_then(|word| word.parse().ok());
-            }
-        }
-        report.text = text;
-        report
+    /// Median round trip time in milliseconds, where there was one.
+    pub fn median_ms(&self) -> Option<f64> {
+        let times = self.text.split("time=").skip(1).filter_map(|rest| rest.split(' ').next()?.parse::<f64>().ok());
+        let mut times: Vec<f64> = times.collect();
+        times.sort_by(f64::total_cmp);
+        times.get(times.len() / 2).copied()
     }
 }
 
-/// Runs `ping -n -q`-like with the given extra words (for example `-c 3 -s 1472 -M dont`) to an address.
+/// Runs `ping -n` with the given words to an address. `-c` is needed; `-i` is 1 s and `-W` 10 s unless told.
+///
+/// Each answer may take until `-W` after the last echo was due, with as much time again as sending takes.
 pub fn ping(view: &View, words: &str, to: &str) -> Result<PingReport> {
-    // A damaged reply can make ping wait for ever; an interrupt makes it print its summary.
-    let mut argv = vec!["timeout", "--signal=INT", "60", "ping", "-n"];
-    argv.extend(words.split_whitespace());
-    argv.push(to);
-    let output = netns::command(view, &argv)?.output()?;
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    let mut report = match output.status.code() {
-        // 1: no reply, or an error from a router, or the message is too long for the device.
-        Some(0 | 1 | 124) => PingReport::parse(text),
-        _ => bail!("ping {words} {to}: {text}"),
-    };
-    // Once one was answered, ping waits for the last only twice the longest round trip, or one interval, whatever -W says:
-    // on a busy machine that is too short. What became of it is not known, so another is sent in its place.
-    if report.sent > 1 && report.lacks_only_the_last() && ping(view, &one(words), to)?.is_lossless() {
-        report.received += 1;
-    }
-    Ok(report)
+    let pings = Pings::start(view, words, to)?;
+    ensure!(pings.words.count.is_some(), "ping {words}: say how many with -c");
+    pings.finish()
 }
 
-/// The same words for a single echo.
-fn one(words: &str) -> String {
-    let mut kept = Vec::new();
-    let mut words = words.split_whitespace();
-    while let Some(word) = words.next() {
-        if word == "-c" {
-            words.next();
-        } else {
-            kept.push(word);
-        }
-    }
-    format!("-c 1 {}", kept.join(" "))
-}
+/// How long a ping runs at most.
+const LONGEST: Duration = Duration::from_secs(300);
 
-/// A `ping` that runs beside other work.
+/// A `ping` that runs beside other work, for five minutes at most.
 #[derive(Debug)]
 pub struct Pings {
     child: Child,
+    words: Words,
+    lines: Receiver<String>,
+    started: Instant,
+    seen: Seen,
 }
 
 impl Pings {
-    /// Starts `ping -n -q` with the given extra words to an address; for five minutes at most.
+    /// Starts `ping -n` with the given words to an address; without `-c` it goes on until it is stopped.
     pub fn start(view: &View, words: &str, to: &str) -> Result<Pings> {
-        let mut argv = vec!["ping", "-n", "-q", "-w", "300"];
-        argv.extend(words.split_whitespace());
+        let words = Words::parse(words)?;
+        let patience = words.patience.as_secs_f64().to_string();
+        let mut argv = vec!["ping", "-n"];
+        // A single one it waits for as long as told.
+        argv.extend(if words.count == Some(1) { ["-c", "1", "-W", &patience].as_slice() } else { &["-w", "300"] });
+        argv.extend(words.passed.iter().map(String::as_str));
         argv.push(to);
         let mut command = netns::command(view, &argv)?;
-        let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        Ok(Pings { child: piped.spawn().context("ping could not be started")? })
-    }
-
-    /// Ends it now and reads what it counted; the last one may still be under way.
-    pub fn stop(self) -> Result<PingReport> {
-        let id = libc::pid_t::try_from(self.child.id()).context("a process id")?;
-        // SAFETY: the process was started here and has not been waited for, so the number is still its own.
-        unsafe { libc::kill(id, libc::SIGINT) };
-        self.finish()
-    }
-
-    /// Waits until the last one was answered or given up.
-    pub fn finish(mut self) -> Result<PingReport> {
-        let mut text = String::new();
-        if let Some(mut output) = self.child.stdout.take() {
-            output.read_to_string(&mut text)?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("ping could not be started")?;
+        let (sender, lines) = mpsc::channel();
+        let outputs: [Option<Box<dyn Read + Send>>; 2] =
+            [child.stdout.take().map(|out| Box::new(out) as _), child.stderr.take().map(|out| Box::new(out) as _)];
+        for output in outputs.into_iter().flatten() {
+            let sender = sender.clone();
+            // Ends with the output, which ends with the process.
+            std::thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    if sender.send(line).is_err() {
+                        return;
+                    }
+                }
+            });
         }
-        self.child.wait()?;
-        Ok(PingReport::parse(text))
+        Ok(Pings { child, words, lines, started: Instant::now(), seen: Seen::default() })
+    }
+
+    /// Ends it once every echo up to the newest one heard of until now is decided or `-W` has passed, and says what became of those.
+    pub fn stop(mut self) -> Result<PingReport> {
+        while let Ok(line) = self.lines.try_recv() {
+            self.seen.note(line);
+        }
+        let newest = self.seen.newest;
+        self.decide(newest, Instant::now() + self.words.patience)
+    }
+
+    /// Waits until every echo asked for by `-c` was answered or given up.
+    pub fn finish(mut self) -> Result<PingReport> {
+        let Some(count) = self.words.count else { bail!("a ping without a count has no end") };
+        let Words { interval, patience, .. } = self.words;
+        let limit = if count == 1 { LONGEST } else { interval * count * 2 + patience };
+        self.decide(count, self.started + limit)
+    }
+
+    fn decide(&mut self, count: u32, limit: Instant) -> Result<PingReport> {
+        while !self.seen.are_decided(count) {
+            match self.lines.recv_timeout(limit.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.seen.note(line),
+                Err(RecvTimeoutError::Timeout) => break,
+                // It ended by itself: told to do what it cannot, or after its five minutes.
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = self.child.wait()?;
+                    // 1: no reply, or one that says why not.
+                    ensure!(matches!(status.code(), Some(0 | 1)), "ping: {status}: {}", self.seen.text);
+                    break;
+                }
+            }
+        }
+        Ok(self.seen.report(count))
     }
 }
 
@@ -124,36 +132,136 @@ impl Drop for Pings {
     }
 }
 
+/// The words given, those that are our own business taken out.
+#[derive(Debug, Clone, PartialEq)]
+struct Words {
+    count: Option<u32>,
+    interval: Duration,
+    patience: Duration,
+    passed: Vec<String>,
+}
+
+impl Words {
+    fn parse(text: &str) -> Result<Words> {
+        let mut words =
+            Words { count: None, interval: Duration::from_secs(1), patience: Duration::from_secs(10), passed: vec![] };
+        let seconds = |value: Option<&str>| -> Result<Duration> {
+            Ok(Duration::try_from_secs_f64(value.context("a number of seconds is missing")?.parse()?)?)
+        };
+        let mut rest = text.split_whitespace();
+        while let Some(word) = rest.next() {
+            match word {
+                "-c" => words.count = Some(rest.next().context("a count is missing")?.parse()?),
+                "-W" => words.patience = seconds(rest.next())?,
+                "-i" => {
+                    words.interval = seconds(rest.next())?;
+                    words.passed.extend(["-i".to_owned(), words.interval.as_secs_f64().to_string()]);
+                }
+                "-q" | "-w" | "-f" => bail!("ping {text}: {word} does not go with counting each echo"),
+                other => words.passed.push(other.to_owned()),
+            }
+        }
+        Ok(words)
+    }
+}
+
+/// What the lines read until now say.
+#[derive(Debug, Default)]
+struct Seen {
+    answered: BTreeSet<u32>,
+    /// Refused on the way, by a router.
+    refused: BTreeSet<u32>,
+    /// Refused by the own host: these lines have no number.
+    unsent: u32,
+    newest: u32,
+    text: String,
+}
+
+impl Seen {
+    fn note(&mut self, line: String) {
+        let number =
+            line.split_once("icmp_seq=").and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
+        match number {
+            Some(number) if line.contains(" bytes from ") => {
+                self.answered.insert(number);
+                self.newest = self.newest.max(number);
+            }
+            Some(number) => {
+                self.refused.insert(number);
+                self.newest = self.newest.max(number);
+            }
+            None if line.starts_with("ping: ") => self.unsent += 1,
+            None => (),
+        }
+        self.text += &line;
+        self.text.push('\n');
+    }
+
+    fn are_decided(&self, count: u32) -> bool {
+        let decided = self.answered.union(&self.refused).filter(|number| **number <= count).count();
+        u32::try_from(decided).unwrap_or(u32::MAX).saturating_add(self.unsent) >= count
+    }
+
+    fn report(&self, count: u32) -> PingReport {
+        let received = self.answered.iter().filter(|number| **number <= count).count();
+        PingReport { sent: count, received: u32::try_from(received).unwrap_or(u32::MAX), text: self.text.clone() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn summary_is_read_with_errors_between() {
-        let report = PingReport::parse(
-            "5 packets transmitted, 4 received, +1 errors, 20% packet loss, time 804ms\n\
-             rtt min/avg/max/mdev = 0.026/0.042/0.054/0.010 ms\n"
-                .to_owned(),
-        );
-        assert_eq!((report.sent, report.received, report.average_ms), (5, 4, Some(0.042)));
-        assert!(!report.is_lossless());
+    fn seen(lines: &[&str]) -> Seen {
+        let mut seen = Seen::default();
+        lines.iter().for_each(|line| seen.note((*line).to_owned()));
+        seen
+    }
+
+    fn answer(number: u32) -> String {
+        format!("64 bytes from 10.0.0.1: icmp_seq={number} ttl=64 time=0.05 ms")
     }
 
     #[test]
-    fn last_echo_is_told_from_another_and_asked_for_alone() {
-        let text = |lost: u32| {
-            let lines =
-                (1..=3).filter(|at| *at != lost).map(|at| format!("64 bytes from 10.0.0.1: icmp_seq={at} ttl=64\n"));
-            let lines: String = lines.collect();
-            PingReport::parse(format!("{lines}3 packets transmitted, 2 received, 33% packet loss, time 9ms\n"))
-        };
-        assert!(text(3).lacks_only_the_last());
-        assert!(!text(2).lacks_only_the_last());
-        assert_eq!(one("-c 100 -i 0.01 -W 2"), "-c 1 -i 0.01 -W 2");
+    fn echoes_are_counted_once_each_and_none_beyond_those_asked_for() {
+        let lines = [answer(1), answer(3), format!("{} (DUP!)", answer(1)), answer(4)];
+        let seen = seen(&lines.each_ref().map(String::as_str));
+        assert!(!seen.are_decided(3), "the second is open");
+        assert_eq!((seen.report(3).sent, seen.report(3).received), (3, 2));
+        assert!(!seen.report(3).is_lossless());
+        assert_eq!(seen.report(4).received, 3);
+    }
+
+    #[test]
+    fn answer_that_comes_after_a_later_one_counts() {
+        let seen = seen(&[&answer(2), &answer(1)]);
+        assert!(seen.are_decided(2) && seen.report(2).is_lossless());
+        assert_eq!(seen.report(2).median_ms(), Some(0.05));
+    }
+
+    #[test]
+    fn refusal_decides_an_echo_but_is_no_answer() {
+        let seen = seen(&[
+            "PING 10.0.0.1 (10.0.0.1) 1472(1500) bytes of data.",
+            "From 10.0.0.9 icmp_seq=1 Frag needed and DF set (mtu = 1420)",
+            "ping: local error: message too long, mtu=1420",
+        ]);
+        assert!(seen.are_decided(2) && !seen.are_decided(3));
+        assert_eq!(seen.report(2).received, 0);
+    }
+
+    #[test]
+    fn words_that_are_ours_do_not_reach_ping() {
+        let words = Words::parse("-c 100 -i 0.01 -W 2 -s 1472 -M dont").unwrap();
+        assert_eq!(words.passed.join(" "), "-i 0.01 -s 1472 -M dont");
+        assert_eq!((words.count, words.patience), (Some(100), Duration::from_secs(2)));
+        assert!(Words::parse("-c 5 -w 5").unwrap_err().to_string().contains("-w"));
+        assert!(Words::parse("-c").is_err() && Words::parse("-i x").is_err() && Words::parse("-W -1").is_err());
     }
 
     #[test]
     fn silence_is_no_success() {
-        assert!(!PingReport::parse(String::new()).is_lossless());
+        assert!(!seen(&[]).report(0).is_lossless());
+        assert!(!seen(&[]).report(1).is_lossless());
     }
 }

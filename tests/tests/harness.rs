@@ -135,7 +135,7 @@ fn corrupting_and_delaying_wire_is_seen() {
         ping(view, "-c 1 -W 0.5", "192.0.2.2").ok().filter(|report| report.is_lossless())
     })
     .unwrap();
-    let report = ping(view, "-c 100 -i 0.01 -w 5", "192.0.2.2").unwrap();
+    let report = ping(view, "-c 100 -i 0.01 -W 5", "192.0.2.2").unwrap();
     // Four of five come back, of two directions with 10 % damaged each.
     let share = f64::from(report.received) / f64::from(report.sent);
     assert!((0.5..0.97).contains(&share), "{}", report.text);

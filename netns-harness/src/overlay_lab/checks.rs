@@ -36,6 +36,9 @@ const PURE: &[(&str, &[&str])] = &[
     ("services", &["overlay-wire", "serde", "thiserror", "siphasher", "rand_core", "rand_chacha"]),
 ];
 
+/// The full forms whose results are on record, one file each.
+const SOAKS: [&str; 4] = ["mtu", "restart", "faults", "saving"];
+
 /// The source files under version control or about to be.
 fn tracked(pattern: &str) -> Result<Vec<String>> {
     let mut command = Command::new("git");
@@ -69,10 +72,15 @@ pub(crate) fn figures_on_record() -> Result<()> {
     for figure in crate::bench::FIGURES.iter().filter(|figure| !rows.contains(figure)) {
         missing.push(format!("docs/results/bench.json has no row `{figure}`; run `cargo lab bench --json` on it"));
     }
-    if read("restart")["held"] != true {
-        missing.push("docs/results/restart.json is missing or did not hold; run `cargo lab soak restart`".to_owned());
+    for name in SOAKS {
+        let result = read(name);
+        if result["held"] != true || result["size_percent"] != 100 {
+            missing.push(format!(
+                "docs/results/{name}.json is missing, not of full size, or did not hold; run `cargo lab soak {name}`"
+            ));
+        }
     }
-    for name in ["bench", "restart"] {
+    for name in SOAKS.iter().chain(&["bench"]) {
         if !read(name)["machine"]["commit"].is_string() {
             missing.push(format!("docs/results/{name}.json names no commit"));
         }

@@ -122,7 +122,7 @@ fn pair(over: &str, from: &Container, to: &Container, options: &Options, table: 
                 "failed".to_owned()
             }
         };
-        let round_trip = report.average_ms.map(|ms| format!(" {ms:.2} ms")).unwrap_or_default();
+        let round_trip = report.median_ms().map(|ms| format!(" {ms:.2} ms")).unwrap_or_default();
         let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
         println!("   {} -> {} {family}: {}/{} pings, {rate}", from.name, to.name, report.received, report.sent);
         table.row([

@@ -136,7 +136,7 @@ pub(crate) fn measured(what: String, unit: &'static str, work: impl FnOnce() -> 
 }
 
 fn mtu(binaries: &Binaries, options: &Options) -> Result<Vec<Measurement>> {
-    let bytes = (1 << 30) / 100 * options.size;
+    let bytes = (1 << 30) * options.size / 100;
     let mut all = Vec::new();
     for encapsulation in ENCAPSULATIONS {
         for underlay in [1500, 1400] {
@@ -190,7 +190,7 @@ fn restart(binaries: &Binaries, options: &Options) -> Result<Vec<Measurement>> {
 }
 
 fn faults(binaries: &Binaries, options: &Options) -> Result<Vec<Measurement>> {
-    let bytes = (64 << 20) / 100 * options.size;
+    let bytes = (64 << 20) * options.size / 100;
     let mut all = Vec::new();
     let wires = [
         ("delay 10 ms", WireSpec { delay_ms: 10.0, ..WireSpec::default() }),
