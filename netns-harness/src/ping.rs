@@ -67,7 +67,11 @@ impl Pings {
         let patience = words.patience.as_secs_f64().to_string();
         let mut argv = vec!["ping", "-n"];
         // A single one it waits for as long as told.
-        argv.extend(if words.count == Some(1) { ["-c", "1", "-W", &patience].as_slice() } else { &["-w", "300"] });
+        if words.count == Some(1) {
+            argv.extend(["-c", "1", "-W", &patience]);
+        } else {
+            argv.extend(["-w", "300"]);
+        }
         argv.extend(words.passed.iter().map(String::as_str));
         argv.push(to);
         let mut command = netns::command(view, &argv)?;
@@ -179,8 +183,9 @@ struct Seen {
 
 impl Seen {
     fn note(&mut self, line: String) {
-        let number =
-            line.split_once("icmp_seq=").and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
+        let number = line
+            .split_once("icmp_seq=")
+            .and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
         match number {
             Some(number) if line.contains(" bytes from ") => {
                 self.answered.insert(number);
