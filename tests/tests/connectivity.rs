@@ -124,3 +124,32 @@ fn change_to_a_plain_encapsulation_while_packets_flow_loses_none() {
         change_both("wireguard");
     }
 }
+
+/// The end that knows first that both asked must wait until the other knows it too.
+#[test]
+fn plain_packets_are_not_sent_to_one_that_has_not_heard_of_them() {
+    let Some(overlay) = overlay("deaf", "wireguard", Family::V4) else { return };
+    let rules = "add table inet deaf { chain in { type filter hook prerouting priority raw; \
+                 udp dport 51821 @th,64,8 > 4 counter drop; }; }";
+    let set = |host: &str, other: &str| {
+        overlay.lab.ctl_ok(host, &["peer", "set", other, "encapsulation=gre"]).unwrap();
+    };
+    let nft = |words: &[&str]| overlay.lab.exec("h1", &[&["nft"], words].concat()).unwrap();
+    set("h1", "h2");
+    // Gossip does not reach h1 any more, WireGuard and GRE do.
+    assert!(nft(&[rules]).status.success());
+    set("h2", "h1");
+    // Longer than h1 needs to tell h2 what it asks for.
+    let (from, to) = (&overlay.container("h1c1").view, overlay.container("h2c1").v4.to_string());
+    let report = ping(from, "-c 150 -i 0.01 -W 2", &to).unwrap();
+    assert!(report.is_lossless(), "{}", report.text);
+    let counted = String::from_utf8(nft(&["list", "table", "inet", "deaf"]).stdout).unwrap();
+    assert!(!counted.contains("packets 0 "), "nothing was kept from h1: {counted}");
+    nft(&["delete", "table", "inet", "deaf"]);
+    wait_for("both ends to change", LIMIT, || {
+        let shown = |host: &str| overlay.status(host).unwrap().peers[0].encapsulation.to_string();
+        ["h1", "h2"].iter().all(|host| shown(host) == "gre").then_some(())
+    })
+    .unwrap();
+    assert!(ping(from, "-c 20 -i 0.01 -W 2", &to).unwrap().is_lossless());
+}

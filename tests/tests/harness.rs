@@ -80,7 +80,7 @@ fn duplication_delivers_copies() {
     lab.impair("h2", Impairment { duplicate_percent: 100.0, ..Impairment::default() }).unwrap();
     for address in ["192.0.2.2", "2001:db8::2"] {
         let report = ping(lab.host("h1").unwrap().view(), "-c 5 -i 0.02 -W 1", address).unwrap();
-        assert!(report.text.contains("duplicates"), "{}", report.text);
+        assert!(report.is_lossless() && report.text.contains("(DUP!)"), "{}", report.text);
     }
     lab.impair("h2", Impairment::default()).unwrap();
 }
