@@ -1,6 +1,7 @@
 //! The command line as `clap` parses it.
 
 mod membership;
+mod plugin;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -9,6 +10,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use overlay_config::PublicKey;
 use overlay_wire::{Encapsulation, Prefix};
+
+pub(crate) use plugin::{Cni, CniPlaces, Plugin};
 
 pub(crate) use membership::{Ca, Cert, Init, Invite, Join, Node, Token};
 
@@ -87,6 +90,9 @@ pub(crate) enum Command {
     /// Containers attached to the overlay on this host.
     #[command(subcommand)]
     Endpoint(Endpoint),
+    /// Plugins of container engines.
+    #[command(subcommand)]
+    Plugin(Plugin),
     /// The configuration in force.
     #[command(subcommand)]
     Config(Config),

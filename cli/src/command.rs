@@ -11,6 +11,7 @@ mod membership;
 mod passphrase;
 mod peer;
 mod ping;
+mod plugin;
 mod policy;
 mod route;
 mod status;
@@ -95,6 +96,7 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Outcome {
         Some(Command::Policy(verb)) => policy::run(context, verb),
         Some(Command::Flow(verb)) => flow::run(context, verb),
         Some(Command::Endpoint(verb)) => endpoint::run(context, verb),
+        Some(Command::Plugin(verb)) => plugin::run(context, verb),
         Some(Command::Config(verb)) => config::run(context, verb),
         Some(Command::Ping { target, count, size, interval }) => ping::run(context, target, count, size, interval),
         Some(Command::Wait(verb)) => wait::run(context, verb),

@@ -7,7 +7,6 @@
 
 mod args;
 mod command;
-mod netns_attach;
 mod output;
 mod table;
 mod units;

@@ -28,7 +28,16 @@ impl Binaries {
         }
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.current_dir(workspace()).arg("build");
-        command.args(["-p", "overlay-daemon", "-p", "overlay-cli", "-p", "overlay-netns-harness"]);
+        command.args([
+            "-p",
+            "overlay-daemon",
+            "-p",
+            "overlay-cli",
+            "-p",
+            "overlay-plugins",
+            "-p",
+            "overlay-netns-harness",
+        ]);
         if profile == Profile::Release {
             command.arg("--release");
         } else {

@@ -11,7 +11,13 @@ use crate::packages::exists;
 /// What maintainer scripts ask before they start a service.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// Packages that come with a service.
-const SERVICES: [(&str, &str); 1] = [("prometheus", "prometheus.service")];
+const SERVICES: [(&str, &str); 5] = [
+    ("prometheus", "prometheus.service"),
+    ("podman", "podman.service"),
+    ("podman", "podman.socket"),
+    ("podman", "podman-restart.service"),
+    ("podman", "podman-auto-update.timer"),
+];
 
 /// Keeps the services of packages that were just installed from starting at the next boot.
 pub(crate) fn disable_services(packages: &[&str]) -> Result<()> {

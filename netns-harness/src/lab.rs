@@ -282,7 +282,7 @@ impl Lab {
 
     /// The path of one of the project's programs, if it is one.
     pub fn binary(&self, program: &str) -> Option<String> {
-        ["overlayd", "overlayctl", "overlay-lab"].contains(&program).then(|| self.binaries.path(program))
+        ["overlayd", "overlayctl", "overlay-cni", "overlay-lab"].contains(&program).then(|| self.binaries.path(program))
     }
 
     /// Sets the faults on the link of one host; nothing else changes.
@@ -334,6 +334,12 @@ impl Lab {
         netns::create(&self.namespace(&container))?;
         self.attach(host, &self.namespace(&container))?;
         self.container(&container)
+    }
+
+    /// Makes a namespace that is attached to nothing yet.
+    pub fn add_namespace(&self, name: &str) -> Result<View> {
+        netns::create(&self.namespace(name))?;
+        Ok(View::of(&self.namespace(name)))
     }
 
     /// A container as it is now, its addresses read from its namespace.

@@ -2,10 +2,10 @@
 
 use overlay_control::api::{ApiError, EndpointInfo, EndpointLease, EndpointRequest, EndpointState, Request, Response};
 use overlay_control::codes::{Code, exit};
+use overlay_plugins::attach::{self as netns_attach, Namespace};
 
 use super::Context;
 use crate::args::{Endpoint, EndpointAdd};
-use crate::netns_attach::{self, Namespace};
 use crate::output::{Outcome, unexpected};
 use crate::table::Table;
 use crate::units;
@@ -68,12 +68,13 @@ fn attach(context: &mut Context<'_>, add: EndpointAdd) -> Outcome {
         interface: add.interface,
         netns: namespace.path().display().to_string(),
         addresses: add.addresses,
+        owner: None,
     };
     let lease = match context.call(Request::EndpointPrepare(request))? {
         Response::Lease(lease) => lease,
         other => return Err(unexpected(&other)),
     };
-    if let Err(error) = netns_attach::configure(&namespace, &lease) {
+    if let Err(error) = netns_attach::configure(&namespace, &lease, None) {
         // The daemon removes its end, and with it the other; if it is gone too, we do.
         if context.call(Request::EndpointAbort { lease: lease.lease }).is_err() {
             netns_attach::remove_link(&lease);

@@ -274,6 +274,7 @@ pub(crate) fn answer(request: &Request) -> Answer {
             host_interface: "ov0123456789".into(),
             interface: "eth0".into(),
             netns: "/run/netns/web".into(),
+            owner: None,
         }]),
         Request::ConfigShow => {
             let file = Origin { layer: OriginLayer::File, file: text("/etc/overlay/overlayd.toml"), line: Some(2) };

@@ -20,6 +20,9 @@ pub struct EndpointRequest {
     pub netns: String,
     /// Addresses wanted; empty: the daemon chooses one per family.
     pub addresses: Vec<IpAddr>,
+    /// Who asked, as `cni/NETWORK`: by this a plugin finds its own endpoints again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 /// What the caller has to configure in the namespace.
@@ -72,4 +75,7 @@ pub struct EndpointInfo {
     pub interface: String,
     /// The namespace as the caller named it.
     pub netns: String,
+    /// Who asked for it, as given then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }

@@ -55,6 +55,7 @@ impl Api {
             host_interface: lease.host_ifname,
             interface: lease.interface,
             netns: lease.netns,
+            owner: lease.owner,
         });
         Ok(Response::Endpoints(shown.collect()))
     }

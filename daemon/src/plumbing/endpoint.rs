@@ -19,6 +19,9 @@ const IFNAME_MAX: usize = 15;
 /// The longest endpoint name kept in a lease, in bytes.
 const NAME_MAX: usize = 128;
 
+/// The longest part of an owner, in bytes.
+const OWNER_MAX: usize = 1024;
+
 /// The gateways for a container's addresses.
 #[must_use]
 pub(super) fn gateways(addresses: &[IpAddr], host_addresses: &[IpAddr]) -> Vec<IpAddr> {
@@ -44,7 +47,10 @@ pub(super) fn interface_names(tun: &str, name: &str) -> (String, String) {
 /// Refuses names that could be misread in a rule, a file name or a command.
 pub(super) fn check_names(request: &EndpointRequest) -> Result<(), PlumbingError> {
     check_name(&request.name, NAME_MAX)?;
-    check_name(&request.interface, IFNAME_MAX)
+    check_name(&request.interface, IFNAME_MAX)?;
+    // A kind and a name, each under the same rules.
+    let owner = request.owner.iter().flat_map(|owner| owner.splitn(2, '/'));
+    owner.into_iter().try_for_each(|part| check_name(part, OWNER_MAX))
 }
 
 fn check_name(name: &str, longest: usize) -> Result<(), PlumbingError> {
@@ -71,6 +77,7 @@ mod tests {
             interface: interface.into(),
             netns: "n".into(),
             addresses: vec![],
+            owner: None,
         };
         assert!(check_names(&request("web-1.prod_2", "eth0")).is_ok());
         for (container, ifname) in
@@ -80,6 +87,9 @@ mod tests {
         }
         assert!(check_names(&request("a", "sixteen-bytes-xx")).is_err());
         assert!(check_names(&request(&"a".repeat(129), "eth0")).is_err());
+        let owned = |owner: &str| check_names(&EndpointRequest { owner: Some(owner.into()), ..request("a", "eth0") });
+        assert!(owned("cni/overlay").is_ok());
+        assert!(["cni/", "cni/a/b", "cni/a b", ""].iter().all(|owner| owned(owner).is_err()));
     }
 
     #[test]

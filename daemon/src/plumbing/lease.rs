@@ -54,6 +54,9 @@ pub struct Lease {
     pub host_ifname: String,
     /// The container end, before it is moved and renamed.
     pub peer_ifname: String,
+    /// Who asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
     /// The container's addresses, at most one per family.
     pub addresses: Vec<IpAddr>,
     /// The container's gateways, one per family of `addresses`.
@@ -100,6 +103,7 @@ impl Lease {
             host_interface: self.host_ifname.clone(),
             interface: self.interface.clone(),
             netns: self.netns.clone(),
+            owner: self.owner.clone(),
         }
     }
 
@@ -240,6 +244,7 @@ mod tests {
             name: name.into(),
             interface: "eth0".into(),
             netns: name.into(),
+            owner: None,
             host_ifname: format!("ov{name}"),
             peer_ifname: format!("op{name}"),
             addresses: vec!["10.42.1.4".parse().unwrap()],

@@ -349,6 +349,7 @@ impl Plumber {
             name: request.name.clone(),
             interface: request.interface.clone(),
             netns: request.netns.clone(),
+            owner: request.owner.clone(),
             host_ifname,
             peer_ifname,
             gateways: endpoint::gateways(&addresses, &self.config.host_addresses),

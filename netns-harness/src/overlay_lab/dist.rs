@@ -65,7 +65,7 @@ pub(crate) fn build(binaries: &Binaries, out: &Path) -> Result<Vec<PathBuf>> {
 /// The content of the tarball.
 fn fill(binaries: &Binaries, stage: &Path) -> Result<()> {
     let dist = workspace().join("dist");
-    for program in ["overlayd", "overlayctl"] {
+    for program in ["overlayd", "overlayctl", "overlay-cni"] {
         let target = stage.join("bin").join(program);
         copy(Path::new(&binaries.path(program)), &target, 0o755)?;
         // Without symbols a third of the size; a host without `strip` packs them as they are.
@@ -130,6 +130,7 @@ fn debian(stage: &Path, out: &Path, version: &str) -> Result<PathBuf> {
     let mut placed: Vec<(PathBuf, String, u32)> = vec![
         (stage.join("bin/overlayd"), "usr/bin/overlayd".into(), 0o755),
         (stage.join("bin/overlayctl"), "usr/bin/overlayctl".into(), 0o755),
+        (stage.join("bin/overlay-cni"), "usr/bin/overlay-cni".into(), 0o755),
         (stage.join("install"), "usr/lib/overlayd/install".into(), 0o755),
         (stage.join("overlayd.service"), "lib/systemd/system/overlayd.service".into(), 0o644),
         (stage.join("sysctl.d/60-overlayd.conf"), "usr/lib/sysctl.d/60-overlayd.conf".into(), 0o644),

@@ -16,25 +16,32 @@ const NAMED: &str = "/run/netns";
 
 /// A network namespace, by the file that stands for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Namespace(PathBuf);
+pub struct Namespace(PathBuf);
 
 impl Namespace {
     /// A name below `/run/netns`, or a path when it holds a slash.
-    pub(crate) fn named(text: &str) -> Self {
+    #[must_use]
+    pub fn named(text: &str) -> Self {
         if text.contains('/') { Self(text.into()) } else { Self(Path::new(NAMED).join(text)) }
     }
 
     /// The namespace of a process.
-    pub(crate) fn of_process(pid: u32) -> Self {
+    #[must_use]
+    pub fn of_process(pid: u32) -> Self {
         Self(format!("/proc/{pid}/ns/net").into())
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
         &self.0
     }
 
     /// Checks that the file is there, so that nothing is begun for a mistyped name.
-    pub(crate) fn check(&self) -> Result<(), ApiError> {
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn check(&self) -> Result<(), ApiError> {
         std::fs::metadata(&self.0).map(drop).map_err(|error| {
             ApiError::new(
                 Code::NotFound,
@@ -47,17 +54,22 @@ impl Namespace {
 }
 
 /// The last part of a namespace's name or path.
-pub(crate) fn base_name(text: &str) -> String {
+#[must_use]
+pub fn base_name(text: &str) -> String {
     text.rsplit('/').next().unwrap_or(text).to_owned()
 }
 
-/// Moves the link's end into the namespace and configures it. Commands run in order; the first failure ends it.
-pub(crate) fn configure(namespace: &Namespace, lease: &EndpointLease) -> Result<(), ApiError> {
-    commands(namespace, lease).iter().try_for_each(|command| run(command))
+/// Moves the link's end into the namespace and configures it, with the given hardware address if there is one. Commands run
+/// in order.
+///
+/// # Errors
+/// The first command that fails ends it.
+pub fn configure(namespace: &Namespace, lease: &EndpointLease, mac: Option<&str>) -> Result<(), ApiError> {
+    commands(namespace, lease, mac).iter().try_for_each(|command| run(command))
 }
 
 /// Removes the pair by its host end when the daemon could not be asked to; a missing link is fine.
-pub(crate) fn remove_link(lease: &EndpointLease) {
+pub fn remove_link(lease: &EndpointLease) {
     let _ = Command::new("ip")
         .args(["link", "delete", "dev", &lease.host_interface])
         .stdin(Stdio::null())
@@ -66,7 +78,7 @@ pub(crate) fn remove_link(lease: &EndpointLease) {
 }
 
 /// The commands for a lease.
-fn commands(namespace: &Namespace, lease: &EndpointLease) -> Vec<Vec<String>> {
+fn commands(namespace: &Namespace, lease: &EndpointLease, mac: Option<&str>) -> Vec<Vec<String>> {
     let path = namespace.0.display().to_string();
     let (peer, name) = (lease.peer_interface.as_str(), lease.interface.as_str());
     let mut commands = vec![words(&["ip", "link", "set", "dev", peer, "netns", &path])];
@@ -76,6 +88,9 @@ fn commands(namespace: &Namespace, lease: &EndpointLease) -> Vec<Vec<String>> {
         commands.push(command);
     };
     inside(&["ip", "link", "set", "dev", peer, "name", name]);
+    if let Some(mac) = mac {
+        inside(&["ip", "link", "set", "dev", name, "address", mac]);
+    }
     inside(&["ip", "link", "set", "dev", "lo", "up"]);
     if lease.addresses.iter().any(IpAddr::is_ipv6) {
         // No router but ours may configure the container. The file is absent where IPv6 is off altogether.
@@ -148,7 +163,7 @@ mod tests {
     }
 
     fn texts(gateways: &[&str]) -> Vec<String> {
-        let all = commands(&Namespace::named("web"), &lease(gateways));
+        let all = commands(&Namespace::named("web"), &lease(gateways), Some("02:00:00:00:00:01"));
         all.iter().map(|command| command.join(" ").replace("nsenter --net=/run/netns/web -- ", "> ")).collect()
     }
 
@@ -156,7 +171,10 @@ mod tests {
     fn lease_becomes_commands_in_working_order() {
         let texts = texts(&["10.42.1.1", "fe80::1"]);
         assert_eq!(texts[0], "ip link set dev op1 netns /run/netns/web");
-        assert_eq!(texts[1], "> ip link set dev op1 name eth0");
+        assert_eq!(
+            texts[1..3],
+            ["> ip link set dev op1 name eth0", "> ip link set dev eth0 address 02:00:00:00:00:01"]
+        );
         let tail = [
             "> ip address replace 10.42.1.5/32 dev eth0",
             "> ip -6 address replace fd42::5/128 dev eth0 nodad",

@@ -1,0 +1,33 @@
+//! The commands for container engines.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Plugin {
+    /// The CNI plugin: podman, containerd, Kubernetes.
+    #[command(subcommand)]
+    Cni(Cni),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cni {
+    /// Link the plugin where engines look for it, and write a network that uses it.
+    Install(CniPlaces),
+    /// Remove both again.
+    Remove(CniPlaces),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CniPlaces {
+    /// The network's name.
+    #[arg(long, default_value = "overlay")]
+    pub(crate) name: String,
+    /// Where engines look for plugins.
+    #[arg(long, value_name = "DIR", default_value = overlay_plugins::cni_install::BIN_DIR)]
+    pub(crate) bin_dir: PathBuf,
+    /// Where engines look for networks.
+    #[arg(long, value_name = "DIR", default_value = overlay_plugins::cni_install::CONF_DIR)]
+    pub(crate) conf_dir: PathBuf,
+}
