@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod engine;
+mod podman;
 
 use engine::{Cni, Reply};
 use overlay_control::api::{EndpointInfo, Request, Response};
