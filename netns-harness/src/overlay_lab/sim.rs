@@ -47,14 +47,14 @@ pub(crate) const PARTS: [Part; 8] = [
     Part {
         name: "sim-spread",
         cases: &[
-            Case { scenario: "convergence", nodes: 1000, loss: 10.0, size: Size::Runs(100) },
-            Case { scenario: "convergence", nodes: 1000, loss: 30.0, size: Size::Runs(100) },
+            Case { scenario: "convergence", nodes: 1000, loss: 10.0, size: Size::Runs(20) },
+            Case { scenario: "convergence", nodes: 1000, loss: 30.0, size: Size::Runs(20) },
         ],
     },
     Part {
         name: "sim-deaths",
         cases: &[
-            Case { scenario: "true-death", nodes: 1000, loss: 0.0, size: Size::Runs(20) },
+            Case { scenario: "true-death", nodes: 1000, loss: 0.0, size: Size::Runs(5) },
             Case { scenario: "true-death", nodes: 1000, loss: 10.0, size: Size::Runs(20) },
         ],
     },
@@ -68,18 +68,18 @@ pub(crate) const PARTS: [Part; 8] = [
     },
     Part {
         name: "sim-partition",
-        cases: &[Case { scenario: "partition-heal", nodes: 1000, loss: 10.0, size: Size::Runs(4) }],
+        cases: &[Case { scenario: "partition-heal", nodes: 1000, loss: 10.0, size: Size::Runs(2) }],
     },
     Part {
         name: "sim-idle",
         cases: &[
-            Case { scenario: "idle", nodes: 1000, loss: 0.0, size: Size::Minutes(2.0) },
-            Case { scenario: "idle", nodes: 1000, loss: 10.0, size: Size::Minutes(2.0) },
+            Case { scenario: "idle", nodes: 1000, loss: 0.0, size: Size::Minutes(1.0) },
+            Case { scenario: "idle", nodes: 1000, loss: 10.0, size: Size::Minutes(1.0) },
         ],
     },
     Part {
         name: "sim-revocation",
-        cases: &[Case { scenario: "revocation", nodes: 1000, loss: 30.0, size: Size::Runs(40) }],
+        cases: &[Case { scenario: "revocation", nodes: 1000, loss: 30.0, size: Size::Runs(20) }],
     },
     Part {
         name: "sim-starts",
@@ -91,8 +91,8 @@ pub(crate) const PARTS: [Part; 8] = [
     Part {
         name: "sim-chaos",
         cases: &[
-            Case { scenario: "chaos", nodes: 100, loss: 10.0, size: Size::Minutes(20.0) },
-            Case { scenario: "chaos", nodes: 50, loss: 10.0, size: Size::Minutes(60.0) },
+            Case { scenario: "chaos", nodes: 100, loss: 10.0, size: Size::Minutes(10.0) },
+            Case { scenario: "chaos", nodes: 50, loss: 10.0, size: Size::Minutes(30.0) },
         ],
     },
 ];
