@@ -1,4 +1,4 @@
-//! Short forms of the simulation; the full ones are `cargo lab soak sim`. A failure prints its seed and replays.
+//! Short forms of the simulation; the full ones are `cargo lab soak sim` and its parts. A failure prints its seed and replays.
 
 use overlay_tests::sim::{Outcome, Request, run};
 
@@ -61,6 +61,14 @@ fn halves_of_a_partition_are_one_again_in_time() {
     let outcome = hold("partition-heal", Request { runs: Some(1), ..request(50, 10.0, 1) });
     // The control: while apart, each gave up the other half.
     assert!(value(&outcome, "members given up per host") >= 15.0);
+}
+
+#[test]
+fn revoked_hosts_are_gone_everywhere_in_time() {
+    let outcome = hold("revocation", Request { runs: Some(10), ..request(60, 30.0, 1) });
+    // The control: before, everybody gave everybody a subnet.
+    assert_eq!(value(&outcome, "prefixes with an owner before"), 60.0);
+    assert_eq!(value(&outcome, "revocations"), 10.0);
 }
 
 #[test]

@@ -80,7 +80,20 @@ pub(crate) fn figures_on_record() -> Result<()> {
             ));
         }
     }
-    for name in SOAKS.iter().chain(&["bench"]) {
+    for part in &crate::sim::PARTS {
+        let (name, result) = (part.name, read(part.name));
+        if result["held"] != true || result["size_percent"] != 100 {
+            missing.push(format!(
+                "docs/results/{name}.json is missing, of a part or did not hold; run `cargo lab soak sim`"
+            ));
+        }
+        let rows: Vec<&str> =
+            result["measurements"].as_array().into_iter().flatten().filter_map(|row| row["what"].as_str()).collect();
+        for title in part.titles().filter(|title| !rows.iter().any(|row| row.starts_with(title))) {
+            missing.push(format!("docs/results/{name}.json has no row of `{title}`; run `cargo lab soak {name}`"));
+        }
+    }
+    for name in SOAKS.into_iter().chain(["bench"]).chain(crate::sim::PARTS.iter().map(|part| part.name)) {
         if !read(name)["machine"]["commit"].is_string() {
             missing.push(format!("docs/results/{name}.json names no commit"));
         }

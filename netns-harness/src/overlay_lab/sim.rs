@@ -1,4 +1,4 @@
-//! `overlay-lab sim`: one simulated cluster, and the full forms that `soak sim` puts on record.
+//! `overlay-lab sim`: one simulated cluster, and the full forms that `soak sim-...` puts on record.
 //!
 //! The simulator is a program of the crate `overlay-tests`, which this crate must not depend on: cargo builds and runs it.
 
@@ -6,37 +6,18 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use overlay_netns_harness::workspace;
 use serde::Deserialize;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use crate::soak::Measurement;
 
 #[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
 pub(crate) struct Options {
-    /// Hosts.
-    #[arg(long, default_value_t = 1000)]
-    nodes: u16,
-    /// Lost datagrams in percent.
-    #[arg(long, default_value_t = 10.0)]
-    loss: f64,
-    /// Decides everything else: the same seed gives the same output.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// What to do; see `--list`.
-    #[arg(long, default_value = "convergence")]
-    scenario: String,
-    /// Repetitions of the disturbance.
-    #[arg(long)]
-    runs: Option<usize>,
-    /// Virtual minutes, where the scenario has a length.
-    #[arg(long)]
-    minutes: Option<f64>,
-    /// Also write the result to this file.
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// Name the scenarios and end.
-    #[arg(long)]
-    list: bool,
+    /// Words for the simulator; `--help` shows them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<OsString>,
 }
 
 /// One full form: scenario, hosts, loss in percent, and its size at 100 percent.
@@ -54,15 +35,80 @@ enum Size {
     Whole,
 }
 
-const FULL: [Case; 6] = [
-    Case { scenario: "figures", nodes: 1000, loss: 10.0, size: Size::Runs(40) },
-    // 24 virtual hours.
-    Case { scenario: "false-deaths", nodes: 20, loss: 10.0, size: Size::Minutes(1440.0) },
-    Case { scenario: "cold-start", nodes: 300, loss: 10.0, size: Size::Whole },
-    Case { scenario: "restart-all", nodes: 300, loss: 10.0, size: Size::Whole },
-    Case { scenario: "chaos", nodes: 100, loss: 10.0, size: Size::Minutes(20.0) },
-    Case { scenario: "chaos", nodes: 50, loss: 10.0, size: Size::Minutes(60.0) },
+/// Full forms with one result file.
+pub(crate) struct Part {
+    /// The name of the measurement and of its file.
+    pub(crate) name: &'static str,
+    cases: &'static [Case],
+}
+
+/// Every full form. Each part takes minutes of one processor; `sim-false-deaths` is the longest.
+pub(crate) const PARTS: [Part; 8] = [
+    Part {
+        name: "sim-spread",
+        cases: &[
+            Case { scenario: "convergence", nodes: 1000, loss: 10.0, size: Size::Runs(20) },
+            Case { scenario: "convergence", nodes: 1000, loss: 30.0, size: Size::Runs(20) },
+        ],
+    },
+    Part {
+        name: "sim-deaths",
+        cases: &[
+            Case { scenario: "true-death", nodes: 1000, loss: 0.0, size: Size::Runs(5) },
+            Case { scenario: "true-death", nodes: 1000, loss: 10.0, size: Size::Runs(20) },
+        ],
+    },
+    Part {
+        name: "sim-false-deaths",
+        cases: &[
+            Case { scenario: "false-deaths", nodes: 1000, loss: 10.0, size: Size::Minutes(2.0) },
+            // 24 virtual hours.
+            Case { scenario: "false-deaths", nodes: 20, loss: 10.0, size: Size::Minutes(1440.0) },
+        ],
+    },
+    Part {
+        name: "sim-partition",
+        cases: &[Case { scenario: "partition-heal", nodes: 1000, loss: 10.0, size: Size::Runs(2) }],
+    },
+    Part {
+        name: "sim-idle",
+        cases: &[
+            Case { scenario: "idle", nodes: 1000, loss: 0.0, size: Size::Minutes(1.0) },
+            Case { scenario: "idle", nodes: 1000, loss: 10.0, size: Size::Minutes(1.0) },
+        ],
+    },
+    Part {
+        name: "sim-revocation",
+        cases: &[Case { scenario: "revocation", nodes: 1000, loss: 30.0, size: Size::Runs(20) }],
+    },
+    Part {
+        name: "sim-starts",
+        cases: &[
+            Case { scenario: "cold-start", nodes: 300, loss: 10.0, size: Size::Whole },
+            Case { scenario: "restart-all", nodes: 300, loss: 10.0, size: Size::Whole },
+        ],
+    },
+    Part {
+        name: "sim-chaos",
+        cases: &[
+            Case { scenario: "chaos", nodes: 100, loss: 10.0, size: Size::Minutes(10.0) },
+            Case { scenario: "chaos", nodes: 50, loss: 10.0, size: Size::Minutes(30.0) },
+        ],
+    },
 ];
+
+impl Case {
+    fn title(&self) -> String {
+        format!("{}, {} hosts, {} % loss", self.scenario, self.nodes, self.loss)
+    }
+}
+
+impl Part {
+    /// The titles of its cases: the rows of each begin with one.
+    pub(crate) fn titles(&self) -> impl Iterator<Item = String> {
+        self.cases.iter().map(Case::title)
+    }
+}
 
 #[derive(Debug, Deserialize)]
 struct Written {
@@ -88,38 +134,22 @@ struct Row {
 struct Cost {
     cpu_seconds: f64,
     peak_mib_per_host: f64,
+    limit_mib_per_host: f64,
 }
 
-/// Memory of one host of a simulated cluster, at most.
-const PEAK_MIB_PER_HOST: f64 = 64.0;
-
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let program = build()?;
-    let mut command = Command::new(program);
-    if options.list {
-        command.arg("--list");
-    }
-    command.args(["--nodes", &options.nodes.to_string(), "--loss", &options.loss.to_string()]);
-    command.args(["--seed", &options.seed.to_string(), "--scenario", &options.scenario]);
-    if let Some(runs) = options.runs {
-        command.args(["--runs", &runs.to_string()]);
-    }
-    if let Some(minutes) = options.minutes {
-        command.args(["--minutes", &minutes.to_string()]);
-    }
-    if let Some(path) = &options.json {
-        command.arg("--json").arg(std::path::absolute(path)?);
-    }
+    let mut command = Command::new(build()?);
+    command.args(&options.words);
     let status = command.status().context("the simulator could not be started")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs every full form, or a part of each, and says what was measured.
-pub(crate) fn full(seed: u64, size_percent: u64) -> Result<Vec<Measurement>> {
+/// Runs the full forms of one part, or so much of each, and says what was measured.
+pub(crate) fn full(part: &Part, seed: u64, size_percent: u64) -> Result<Vec<Measurement>> {
     let program = build()?;
     let directory = tempfile::tempdir()?;
     let mut all = Vec::new();
-    for case in &FULL {
+    for case in part.cases {
         let before = all.len();
         measure(case, seed, size_percent, &program, &directory.path().join("outcome.json"), &mut all);
         all[before..].iter().for_each(Measurement::print);
@@ -128,7 +158,7 @@ pub(crate) fn full(seed: u64, size_percent: u64) -> Result<Vec<Measurement>> {
 }
 
 fn measure(case: &Case, seed: u64, percent: u64, program: &Path, file: &Path, all: &mut Vec<Measurement>) {
-    let title = format!("{}, {} hosts, {} % loss", case.scenario, case.nodes, case.loss);
+    let title = case.title();
     let mut command = Command::new(program);
     command.args(["--scenario", case.scenario, "--nodes", &case.nodes.to_string()]);
     command.args(["--loss", &case.loss.to_string(), "--seed", &seed.to_string()]).arg("--json").arg(file);
@@ -159,7 +189,7 @@ fn measure(case: &Case, seed: u64, percent: u64, program: &Path, file: &Path, al
             all.push(Measurement::limited(hours, outcome.host_hours, "host-hours".to_owned(), None));
             all.push(Measurement::limited(format!("{title}: processor"), cost.cpu_seconds, "s".to_owned(), None));
             let memory = format!("{title}: peak memory per host");
-            let limit = Some(PEAK_MIB_PER_HOST);
+            let limit = Some(cost.limit_mib_per_host);
             all.push(Measurement::limited(memory, cost.peak_mib_per_host, "MiB".to_owned(), limit));
         }
     }

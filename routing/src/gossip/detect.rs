@@ -60,10 +60,15 @@ impl Gossip {
         let nonce = self.rng.next_u64();
         let Some(peer) = self.peers.get_mut(&host) else { return };
         let Some(to) = peer.probe_address().filter(|_| peer.pair.is_some()) else { return };
-        let deadline = now + peer.probe_timeout();
+        // Of a member that does not answer anyway an unanswered probe says nothing new.
+        let (stage, pause) = match peer.probe_repetition().filter(|_| peer.state.is_reachable()) {
+            Some(pause) => (ProbeStage::First, pause),
+            None => (ProbeStage::Direct, peer.probe_timeout()),
+        };
         peer.round_began = now;
-        let (stage, plain) = (ProbeStage::Direct, peer.plain_ours);
-        peer.probe = Some(Probe { nonce, to, sent: now, deadline, stage, others_reach_it: false, plain });
+        let (deadline, plain) = (now + pause, peer.plain_ours);
+        peer.probe =
+            Some(Probe { nonce, to, sent: now, deadline, stage, repeated: None, others_reach_it: false, plain });
         let message = Message::Probe { nonce, plain };
         self.send_to(host, &message, to);
     }
@@ -71,6 +76,7 @@ impl Gossip {
     /// Moves a round on whose deadline has passed.
     pub(super) fn probe_deadline(&mut self, host: HostId, now: Instant) {
         let Some(peer) = self.peers.get_mut(&host) else { return };
+        let timeout = peer.probe_timeout();
         let Some(probe) = peer.probe.as_mut() else { return };
         if probe.stage == ProbeStage::Indirect {
             let others_reach_it = probe.others_reach_it;
@@ -82,7 +88,15 @@ impl Gossip {
             peer.probe = None;
             return;
         }
-        let timeout = probe.deadline.saturating_duration_since(probe.sent);
+        if probe.stage == ProbeStage::First {
+            let nonce = self.rng.next_u64();
+            probe.stage = ProbeStage::Direct;
+            probe.deadline = probe.sent + timeout;
+            probe.repeated = Some((nonce, now));
+            let (message, to) = (Message::Probe { nonce, plain: probe.plain }, probe.to);
+            self.send_to(host, &message, to);
+            return;
+        }
         probe.stage = ProbeStage::Indirect;
         probe.deadline = now + timeout.max(Duration::from_millis(200));
         let nonce = probe.nonce;
@@ -97,10 +111,11 @@ impl Gossip {
     fn round_failed(&mut self, host: HostId, reached_by_others: bool, now: Instant) {
         let has_helpers = self.peers.values().any(|peer| peer.host != host && peer.state == MemberState::Up);
         let Some(peer) = self.peers.get_mut(&host) else { return };
-        peer.probe = None;
-        let own = if peer.outcomes.tell_loss() { peer.outcomes.loss_percent() } else { 0 };
+        let sent = 1 + u32::from(peer.probe.take().is_some_and(|probe| probe.repeated.is_some()));
+        let own = if peer.rounds.tell_loss() { peer.rounds.loss_percent() } else { 0 };
         let loss_before = own.max(self.loss.loss_percent());
-        peer.outcomes.push(true);
+        (0..sent).for_each(|_| peer.outcomes.push(true));
+        peer.rounds.push(true);
         let next_round = (peer.round_began + ROUND_GAP).max(now);
         if !peer.state.is_reachable() {
             return;
@@ -174,7 +189,7 @@ impl Gossip {
         peer.since = now;
         peer.down_reason = None;
         if was != MemberState::Suspect {
-            peer.outcomes = Outcomes::default();
+            (peer.outcomes, peer.rounds) = (Outcomes::default(), Outcomes::default());
             peer.offered.clear();
             self.emit(GossipEvent::MemberUp { host });
             self.hand_over_authority(host);
@@ -209,13 +224,17 @@ impl Gossip {
             return;
         }
         let Some(peer) = self.peers.get_mut(&host) else { return };
-        let Some(probe) = peer.probe.filter(|probe| probe.nonce == nonce) else { return };
+        let Some((probe, sent)) = peer.probe.and_then(|probe| Some((probe, probe.sent_with(nonce)?))) else { return };
         peer.probe = None;
+        if probe.sent != sent {
+            peer.outcomes.push(true);
+        }
         peer.outcomes.push(false);
+        peer.rounds.push(false);
         // Rounds that failed before a member answered after all were lost, not unanswered.
         (0..peer.verification.failed.min(MAX_LOSSES)).for_each(|_| self.loss.push(true));
         self.loss.push(false);
-        peer.measure(now.saturating_duration_since(probe.sent));
+        peer.measure(now.saturating_duration_since(sent));
         let validated = (from == probe.to && peer.validated_source != Some(from)).then_some(from);
         if validated.is_some() {
             peer.validated_source = validated;

@@ -9,16 +9,20 @@ use overlay_wire::gossip::Record;
 use rand_core::RngCore as _;
 use x25519_dalek::PublicKey;
 
-use super::Gossip;
+use super::config::StaticMember;
 use super::crypto::diffie_hellman;
+use super::membership::Authority;
 use super::pair::{OwnSide, Pair};
-use super::peer::Verdicts;
+use super::peer::{Peer, Verdicts};
 use super::publish::idle_verdict_pause;
 use super::view::MemberState;
+use super::{Gossip, MAX_MEMBERS};
+use crate::membership::ca_id;
 
 impl Gossip {
     /// Introduces two state machines of one process to each other, as if a first contact and a probe in each direction had
-    /// been answered after `round_trip` and all records exchanged. Each must have the other as a member; otherwise nothing happens.
+    /// been answered after `round_trip` and all records exchanged. Each must have the other as a member, or know an authority
+    /// that certified it; otherwise nothing happens.
     pub fn introduce_in_memory(
         &mut self,
         address: SocketAddr,
@@ -27,6 +31,8 @@ impl Gossip {
         round_trip: Duration,
         now: Instant,
     ) {
+        self.admit_in_memory(other, now);
+        other.admit_in_memory(self, now);
         let known = self.peers.contains_key(&other.host) && other.peers.contains_key(&self.host);
         if !known || self.cluster != other.cluster {
             return;
@@ -36,6 +42,21 @@ impl Gossip {
         let (ours, theirs) = (side(self), side(other));
         self.take_over(theirs, other_address, &shared, round_trip, now);
         other.take_over(ours, address, &shared, round_trip, now);
+    }
+
+    /// Takes a certified host in, as if it had shown its certificate.
+    fn admit_in_memory(&mut self, other: &Self, now: Instant) {
+        let Some(certificate) = &other.trust.certificate else { return };
+        let said = &certificate.certificate;
+        let is_trusted = self.trust.trusted.iter().any(|key| ca_id(key) == said.ca);
+        let is_out = self.trust.revoked.contains(&other.host) || self.peers.len() >= MAX_MEMBERS;
+        if self.peers.contains_key(&other.host) || !is_trusted || is_out {
+            return;
+        }
+        let (identity, endpoints) = (other.identity.public(), other.own.endpoints.clone());
+        let member = StaticMember { name: said.name.clone(), identity, endpoints, allow: said.grants.clone() };
+        let authority = Authority::Certificate(Box::new(certificate.clone()));
+        self.peers.insert(other.host, Peer::new(member, authority, now, now));
     }
 
     fn own_records(&self) -> Vec<Record> {

@@ -25,9 +25,9 @@ const CONTACT_FIRST: Duration = Duration::from_millis(100);
 const CONTACT_LONGEST: Duration = Duration::from_secs(5);
 /// First contacts whose answers are still awaited, per member.
 pub(super) const MAX_PENDING_CONTACTS: usize = 4;
-/// Probe outcomes remembered.
+/// Outcomes remembered.
 const OUTCOMES: u32 = 64;
-/// Probe outcomes that say something about loss; a member of a large cluster is probed once in minutes.
+/// Outcomes of one member that say something about loss; a member of a large cluster is probed once in minutes.
 const ENOUGH_OUTCOMES: u32 = 24;
 /// How long the previous GRE key stays valid.
 pub(super) const GRE_KEY_OVERLAP: Duration = Duration::from_secs(5);
@@ -57,7 +57,10 @@ pub(super) struct Peer {
     pub(super) observed: Option<SocketAddr>,
     pub(super) last_heard: Option<Instant>,
     pub(super) rtt: Option<Duration>,
+    /// Single probes, for display.
     pub(super) outcomes: Outcomes,
+    /// Rounds: lost when neither the probe nor its repetition was answered.
+    pub(super) rounds: Outcomes,
     pub(super) contact: Contact,
     pub(super) probe: Option<Probe>,
     /// When the last round began.
@@ -111,6 +114,8 @@ pub(super) struct Probe {
     pub(super) sent: Instant,
     pub(super) deadline: Instant,
     pub(super) stage: ProbeStage,
+    /// The nonce of its repetition, and when that was sent.
+    pub(super) repeated: Option<(u64, Instant)>,
     pub(super) others_reach_it: bool,
     /// The plain status it carries.
     pub(super) plain: PlainStatus,
@@ -118,8 +123,20 @@ pub(super) struct Probe {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ProbeStage {
+    /// Sent once; repeated at the deadline.
+    First,
+    /// Sent, repeated where that makes sense; others are asked at the deadline.
     Direct,
+    /// Others were asked; the round has failed at the deadline.
     Indirect,
+}
+
+impl Probe {
+    /// When the probe that this nonce belongs to was sent.
+    pub(super) fn sent_with(&self, nonce: u64) -> Option<Instant> {
+        let repeated = self.repeated.filter(|(again, _)| *again == nonce).map(|(_, sent)| sent);
+        if nonce == self.nonce { Some(self.sent) } else { repeated }
+    }
 }
 
 /// The own rounds that precede a verdict.
@@ -130,11 +147,11 @@ pub(super) struct Verification {
     pub(super) reached_by_others: u32,
     pub(super) started: Option<Instant>,
     pub(super) next: Option<Instant>,
-    /// Loss in percent before the rounds began.
+    /// Lost rounds in percent before these began.
     pub(super) loss_before: u8,
 }
 
-/// The last 64 probes: a set bit is a lost one.
+/// The last 64 probes or rounds: a set bit is a lost one.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Outcomes {
     lost: u64,
@@ -179,6 +196,7 @@ impl Peer {
             last_heard: None,
             rtt: None,
             outcomes: Outcomes::default(),
+            rounds: Outcomes::default(),
             contact: Contact {
                 next: Some(first_contact),
                 pause: CONTACT_FIRST,
@@ -248,6 +266,14 @@ impl Peer {
         })
     }
 
+    /// After how long a probe without an answer is repeated: half its time, but one and a half round trips at least; never
+    /// where that is no less than its time.
+    pub(super) fn probe_repetition(&self) -> Option<Duration> {
+        let timeout = self.probe_timeout();
+        let pause = (timeout / 2).max(self.rtt.unwrap_or_default() * 3 / 2);
+        (pause < timeout).then_some(pause)
+    }
+
     /// Takes a measured round trip into the smoothed one (RFC 6298: one eighth).
     pub(super) fn measure(&mut self, rtt: Duration) {
         self.rtt = Some(self.rtt.map_or(rtt, |smoothed| (smoothed * 7 + rtt) / 8));
@@ -284,7 +310,7 @@ impl Peer {
 impl Verification {
     /// Failed rounds in a row that make a verdict.
     ///
-    /// By the loss of direct round trips measured before, so that a false verdict stays rarer than once in 10^9 rounds
+    /// By the share of lost rounds measured before, so that a false verdict stays rarer than once in 10^9 rounds
     /// with helpers, and in 10^7 without (section "Detection" of docs/gossip.md).
     pub(super) fn rounds_needed(&self, has_helpers: bool) -> u32 {
         match (self.loss_before, has_helpers) {
@@ -307,12 +333,12 @@ impl Outcomes {
         self.count = (self.count + 1).min(OUTCOMES);
     }
 
-    /// Whether there are enough probes to speak of loss.
+    /// Whether there are enough to speak of loss.
     pub(super) fn tell_loss(&self) -> bool {
         self.count >= ENOUGH_OUTCOMES
     }
 
-    /// Lost probes in percent of those remembered.
+    /// Lost ones in percent of those remembered.
     pub(super) fn loss_percent(&self) -> u8 {
         let known = if self.count == 0 { 0 } else { u64::MAX >> (OUTCOMES - self.count) };
         let lost = (self.lost & known).count_ones();

@@ -32,8 +32,8 @@ const SETTLES_AT_ONCE: u32 = 64;
 /// Pause between two rebuilds of the routes, per member: a quarter of a second in the largest cluster.
 const SETTLE_GAP_PER_MEMBER: Duration = Duration::from_micros(250);
 /// Pause between two looks at who is to be asked about our prefixes, and between two questions to one member when nothing
-/// changed, per member: 16 s and 512 s in the largest cluster.
-const VERDICT_GAPS_PER_MEMBER: (Duration, Duration) = (Duration::from_millis(16), Duration::from_millis(500));
+/// changed, per member: 16 s and 17 minutes in the largest cluster.
+const VERDICT_GAPS_PER_MEMBER: (Duration, Duration) = (Duration::from_millis(16), Duration::from_secs(1));
 
 impl Gossip {
     pub(super) fn own_key(&self, kind: RecordKind) -> RecordKey {

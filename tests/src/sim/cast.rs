@@ -2,12 +2,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use overlay_routing::gossip::{OwnHost, StaticMember};
+use overlay_routing::gossip::{OwnHost, StaticMember, cluster_id};
 use overlay_routing::identity::IdentityKey;
+use overlay_routing::membership::{CaKey, DEFAULT_VALIDITY_SECS, Issuer, IssuerConfig};
 use overlay_wire::gossip::Grant;
+use overlay_wire::membership::{CaId, Certificate, ClusterSettings, Labels, Rights, Serial, SignedCertificate};
+use overlay_wire::policy::DefaultPolicy;
 use overlay_wire::{Encapsulation, Mtu, Prefix};
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng as _;
+
+use super::disk::WALL_CLOCK_START;
 
 /// The name of every simulated cluster.
 pub(crate) const CLUSTER: &str = "simulated";
@@ -81,4 +86,45 @@ pub(crate) fn member(index: usize) -> StaticMember {
         endpoints: vec![address(index)],
         allow: grants(index),
     }
+}
+
+/// The key that certifies hosts.
+pub(crate) fn authority() -> CaKey {
+    CaKey::from_bytes(&[0x0c; 32])
+}
+
+/// The issuer that holds this key.
+pub(crate) fn issuer() -> Issuer {
+    let settings = ClusterSettings {
+        name: CLUSTER.into(),
+        pool: vec![prefix([10, 64, 0, 0], 10)],
+        encapsulation: Encapsulation::Wireguard,
+        listen_port: PORT,
+        policy_default: DefaultPolicy::Members,
+        mtu: None,
+    };
+    let config = IssuerConfig { settings, subnet_v4: 24, subnet_v6: 64, validity_secs: DEFAULT_VALIDITY_SECS };
+    Issuer::found(authority(), config).expect("the simulated settings are valid")
+}
+
+/// A host's certificate; it permits the same as the configuration.
+pub(crate) fn certificate(index: usize) -> SignedCertificate {
+    let member = member(index);
+    let mut grants = member.allow;
+    grants.sort_unstable();
+    let start = WALL_CLOCK_START / 1000;
+    let said = Certificate {
+        ca: CaId([0; 16]),
+        identity: *member.identity.as_bytes(),
+        name: member.name,
+        serial: Serial(index as u64 + 1),
+        admitted: Serial(index as u64 + 1),
+        grants,
+        max_prefixes: 64,
+        labels: Labels::new(),
+        rights: if index == 0 { Rights::ISSUER } else { Rights::NONE },
+        not_before: start - 300,
+        not_after: start + DEFAULT_VALIDITY_SECS,
+    };
+    authority().certify(&cluster_id(CLUSTER), said).expect("the simulated certificate is within its limits")
 }

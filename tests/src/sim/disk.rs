@@ -15,7 +15,7 @@ pub(crate) enum Damage {
 }
 
 /// The wall clock of a host when the simulation begins, in milliseconds.
-const WALL_CLOCK_START: u64 = 1_800_000_000_000;
+pub(crate) const WALL_CLOCK_START: u64 = 1_800_000_000_000;
 
 /// The state file.
 #[derive(Debug, Clone, Default)]

@@ -31,6 +31,8 @@ pub(crate) enum Fault {
     Heal,
     /// A host announces these parts of its range.
     Announce(usize, Vec<u8>),
+    /// The authority takes a host out for ever.
+    Revoke(usize),
     /// Liars stop lying, links lose nothing, cuts end.
     Calm,
 }

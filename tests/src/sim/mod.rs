@@ -4,6 +4,7 @@
 //! byte. [`World`] carries time, hosts and links; [`Referee`] is the reference model that watches every event and stops
 //! the run at the first broken invariant; `scenario` holds what is measured. docs/simulation.md says what is modelled.
 
+mod calm;
 mod cast;
 #[cfg(test)]
 mod controls;
@@ -16,6 +17,7 @@ mod outcome;
 mod referee;
 mod scenario;
 mod sealing;
+mod start;
 mod trace;
 mod watch;
 mod world;
@@ -24,4 +26,4 @@ pub use link::{Delay, Link};
 pub use outcome::{Cost, Outcome, Row, percentile};
 pub use referee::{Referee, Violation};
 pub use scenario::{Request, SCENARIOS, Scenario, run};
-pub use world::{Settings, Start, World};
+pub use world::{Members, Settings, Start, World};

@@ -88,6 +88,9 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// Memory of one host in a simulated cluster, at most.
+const PEAK_MIB_PER_HOST: f64 = 64.0;
+
 /// What a run cost on this machine.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Cost {
@@ -97,6 +100,8 @@ pub struct Cost {
     pub peak_mib: f64,
     /// The same per host.
     pub peak_mib_per_host: f64,
+    /// The most that may be.
+    pub limit_mib_per_host: f64,
 }
 
 impl Cost {
@@ -109,7 +114,14 @@ impl Cost {
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kib: f64 = peak.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0.0);
         let peak_mib = kib / 1024.0;
-        Self { cpu_seconds: nanos / 1e9, peak_mib, peak_mib_per_host: peak_mib / nodes as f64 }
+        let (cpu_seconds, peak_mib_per_host) = (nanos / 1e9, peak_mib / nodes as f64);
+        Self { cpu_seconds, peak_mib, peak_mib_per_host, limit_mib_per_host: PEAK_MIB_PER_HOST }
+    }
+
+    /// Whether the memory is within its limit.
+    #[must_use]
+    pub fn held(&self) -> bool {
+        self.peak_mib_per_host <= self.limit_mib_per_host
     }
 }
 

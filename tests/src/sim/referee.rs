@@ -4,14 +4,14 @@
 //! records give equal tables; S4 a quiet network becomes quiet; S5 no honest host that lives and can be reached stays
 //! dead for long; S6 caps. S3 and S4 are asked once the faults have ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
 use overlay_routing::gossip::{DownReason, Gossip, GossipEvent};
 use overlay_routing::ownership::Owner;
 use overlay_wire::HostId;
-use overlay_wire::gossip::{Grant, RecordKey};
+use overlay_wire::gossip::{Grant, Record, RecordKey, RecordKind};
 
 use super::cast;
 use super::link::Link;
@@ -24,8 +24,14 @@ const BLAMELESS: Duration = Duration::from_secs(15);
 const STAYS_DEAD: Duration = Duration::from_secs(15);
 /// The same above 10 % loss.
 const STAYS_DEAD_LOSSY: Duration = Duration::from_secs(45);
-/// The most records of one owner.
-const RECORDS_PER_OWNER: usize = 64;
+/// What no host may exceed (S6).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caps {
+    /// The largest datagram.
+    pub(crate) datagram_bytes: usize,
+    /// The most records of one owner.
+    pub(crate) records_per_owner: usize,
+}
 
 /// A broken invariant, with what is needed to see it again.
 #[derive(Debug, Clone)]
@@ -63,6 +69,8 @@ pub struct Referee {
     versions: Vec<BTreeMap<RecordKey, u64>>,
     /// The highest version each honest owner published.
     published: BTreeMap<RecordKey, u64>,
+    /// Hosts that the authority took out: nobody has to reach them, and they know nobody.
+    revoked: BTreeSet<usize>,
     /// Since when `.0` holds `.1` for dead.
     down: BTreeMap<(usize, usize), Duration>,
     /// When the path of two hosts was last mended.
@@ -74,6 +82,7 @@ pub struct Referee {
     pub(crate) deaths: u64,
     pub(crate) refused_claims: u64,
     pub(crate) watches: Vec<Watch>,
+    pub(crate) caps: Caps,
 }
 
 /// What surrounds the host whose event is looked at.
@@ -91,6 +100,7 @@ impl Referee {
             grants: (0..nodes).map(|index| (host(index), cast::grants(index))).collect(),
             versions: vec![BTreeMap::new(); nodes],
             published: BTreeMap::new(),
+            revoked: BTreeSet::new(),
             down: BTreeMap::new(),
             mended: BTreeMap::new(),
             all_mended: None,
@@ -99,6 +109,7 @@ impl Referee {
             deaths: 0,
             refused_claims: 0,
             watches: Vec::new(),
+            caps: Caps { datagram_bytes: 1232, records_per_owner: 64 },
         }
     }
 
@@ -119,6 +130,19 @@ impl Referee {
 
     pub(crate) fn all_mended(&mut self, now: Duration) {
         self.all_mended = Some(now);
+    }
+
+    /// The authority revokes a host by these records.
+    pub(crate) fn revoked(&mut self, node: usize, records: &[Record]) {
+        self.revoked.insert(node);
+        self.down.retain(|(at, of), _| *at != node && *of != node);
+        records.iter().for_each(|record| {
+            self.published.insert(record.key, record.version);
+        });
+    }
+
+    pub(crate) fn is_revoked(&self, node: usize) -> bool {
+        self.revoked.contains(&node)
     }
 
     #[cfg(test)]
@@ -159,6 +183,12 @@ impl Referee {
             return Err(("S2", format!("h{} went back from {before} to {version} of {key:?}", at + 1)));
         }
         let Some(owner) = self.hosts.get(&key.owner).copied() else {
+            if key.kind == RecordKind::AUTHORITY {
+                return match self.published.get(&key) {
+                    Some(highest) if *highest >= version => Ok(()),
+                    _ => Err(("S2", format!("h{} holds version {version} of {key:?}, never published", at + 1))),
+                };
+            }
             return Err(("S1", format!("h{} holds a record of nobody: {key:?}", at + 1)));
         };
         if owner == at {
@@ -175,14 +205,22 @@ impl Referee {
         for claim in rib.best() {
             let Owner::Member(owner) = claim.owner else { continue };
             let permitted = self.grants.get(&owner).is_some_and(|all| all.iter().any(|g| g.permits(&claim.prefix)));
+            if engine.revoked().contains(&owner) {
+                return Err(("S1", format!("h{} gives {} to {owner:?}, which is revoked", at + 1, claim.prefix)));
+            }
             if !permitted {
                 return Err(("S1", format!("h{} gives {} to {owner:?} without a grant", at + 1, claim.prefix)));
             }
         }
         for watch in self.watches.iter_mut().filter(|watch| watch.is_missing(at)) {
-            if let Wanted::Owner(ip, owner) = watch.wanted
-                && rib.owner(ip) == Some(Owner::Member(owner))
-            {
+            let is_known = match watch.wanted {
+                Wanted::Owner(ip, owner) => rib.owner(ip) == Some(Owner::Member(owner)),
+                Wanted::Out(ip, owner) => {
+                    engine.revoked().contains(&owner) && rib.owner(ip) != Some(Owner::Member(owner))
+                }
+                Wanted::Down(_) => false,
+            };
+            if is_known {
                 watch.learned(at, scene.now);
             }
         }
@@ -207,6 +245,9 @@ impl Referee {
 
     /// For how long two honest hosts could have reached each other; `None` when they cannot now.
     fn fine_since(&self, a: usize, b: usize, scene: &Scene<'_>) -> Option<Duration> {
+        if self.is_revoked(a) || self.is_revoked(b) {
+            return None;
+        }
         let mut last = None;
         for node in [&scene.nodes[a], &scene.nodes[b]] {
             if !matches!(node.role, Role::Honest(_)) || node.stalled_until.is_some() {
@@ -221,6 +262,14 @@ impl Referee {
         let last = last.max(mended).max(self.all_mended);
         // Nothing was ever wrong: that is long enough for every question.
         Some(last.map_or(Duration::MAX, |last| scene.now.saturating_sub(last)))
+    }
+
+    /// Looks at one datagram that leaves a host.
+    pub(crate) fn datagram(&self, from: usize, bytes: usize) -> Result<(), Broken> {
+        if bytes > self.caps.datagram_bytes {
+            return Err(("S6", format!("h{} sends a datagram of {bytes} bytes", from + 1)));
+        }
+        Ok(())
     }
 
     /// Looks at all hosts; asked once a second.
@@ -246,10 +295,10 @@ impl Referee {
     pub(crate) fn tables_equal(&self, scene: &Scene<'_>) -> Result<(), Broken> {
         let mut first: Option<(usize, Table)> = None;
         for (node, index) in scene.nodes.iter().zip(0usize..) {
-            let Some(engine) = node.engine() else { continue };
+            let Some(engine) = node.engine().filter(|_| !self.is_revoked(index)) else { continue };
             let mut per_owner: BTreeMap<HostId, usize> = BTreeMap::new();
             engine.records().for_each(|record| *per_owner.entry(record.key.owner).or_default() += 1);
-            if let Some((owner, count)) = per_owner.iter().find(|(_, count)| **count > RECORDS_PER_OWNER) {
+            if let Some((owner, count)) = per_owner.iter().find(|(_, count)| **count > self.caps.records_per_owner) {
                 return Err(("S6", format!("h{} keeps {count} records of {owner:?}", index + 1)));
             }
             let table = table(engine);
@@ -273,6 +322,7 @@ impl Referee {
 struct Table {
     versions: BTreeMap<RecordKey, u64>,
     owners: BTreeMap<String, HostId>,
+    revoked: BTreeSet<HostId>,
 }
 
 impl Table {
@@ -280,7 +330,8 @@ impl Table {
         let version = self.versions.iter().find(|(key, version)| other.versions.get(key) != Some(version));
         let owner = self.owners.iter().find(|(prefix, owner)| other.owners.get(*prefix) != Some(owner));
         let counts = (self.versions.len(), other.versions.len(), self.owners.len(), other.owners.len());
-        format!("record {version:?}, owner {owner:?}, records and routes {counts:?}")
+        let revoked: Vec<&HostId> = self.revoked.symmetric_difference(&other.revoked).collect();
+        format!("record {version:?}, owner {owner:?}, records and routes {counts:?}, revoked {revoked:?}")
     }
 }
 
@@ -293,5 +344,6 @@ fn table(engine: &Gossip) -> Table {
     Table {
         versions: engine.records().map(|record| (record.key, record.version)).collect(),
         owners: engine.rib().best().filter_map(|claim| Some((claim.prefix.to_string(), owner(claim.owner)?))).collect(),
+        revoked: engine.revoked().clone(),
     }
 }

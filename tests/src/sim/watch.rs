@@ -13,6 +13,8 @@ pub(crate) enum Wanted {
     Owner(IpAddr, HostId),
     /// This host is down.
     Down(HostId),
+    /// This host is revoked, and this address does not belong to it any more.
+    Out(IpAddr, HostId),
 }
 
 /// One thing that every host is to learn.

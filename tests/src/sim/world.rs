@@ -5,15 +5,16 @@ use std::collections::{BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use overlay_routing::gossip::{Gossip, GossipConfig, StaticMember, Transmit, cluster_id};
+use overlay_routing::gossip::{Gossip, StaticMember, Transmit};
+use overlay_routing::membership::Issuer;
 use overlay_wire::gossip::RouteAnnouncement;
 use rand_chacha::ChaCha8Rng;
-use rand_core::{RngCore as _, SeedableRng as _};
+use rand_core::SeedableRng as _;
 
 use super::cast;
-use super::disk::{Damage, Disk};
+use super::disk::Damage;
 use super::fault::Fault;
-use super::liar::{LIE_GAP, Liar};
+use super::liar::LIE_GAP;
 use super::link::{Link, below, chance};
 use super::node::{Node, Role};
 use super::referee::{Broken, Referee, Scene, Violation};
@@ -22,8 +23,6 @@ use super::watch::{Wanted, Watch};
 
 /// IP and UDP headers of a datagram.
 const HEADER_BYTES: u64 = 28;
-/// The largest datagram that may be sent.
-const LARGEST_DATAGRAM: usize = 1232;
 /// Wake-ups of one host at one instant that are taken for a loop without end.
 const SPINNING: u32 = 1000;
 /// How often the referee looks at everything.
@@ -41,6 +40,15 @@ pub enum Start {
     },
 }
 
+/// On what membership rests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Members {
+    /// Every host's configuration names all others.
+    Configured,
+    /// Nobody's does: each shows a certificate. Host 0 holds the authority's key.
+    Certified,
+}
+
 /// What a run is made of.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
@@ -54,10 +62,12 @@ pub struct Settings {
     pub start: Start,
     /// Members that lie; they are the last ones, and need [`Start::Introduced`].
     pub liars: usize,
+    /// On what membership rests.
+    pub members: Members,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum What {
+pub(super) enum What {
     Wake(usize),
     Deliver { to: usize, from: SocketAddr, bytes: Vec<u8> },
     Resume(usize),
@@ -87,18 +97,21 @@ impl PartialOrd for Entry {
 
 /// A cluster under virtual time.
 pub struct World {
-    base: Instant,
-    now: Duration,
+    pub(super) base: Instant,
+    pub(super) now: Duration,
     pub(crate) nodes: Vec<Node>,
     pub(crate) link: Link,
     pub(crate) referee: Referee,
     pub(crate) settings: Settings,
     queue: BinaryHeap<Reverse<Entry>>,
     serial: u64,
-    rng: ChaCha8Rng,
+    pub(super) rng: ChaCha8Rng,
     faults: Vec<Fault>,
     trace: Trace,
-    members: Vec<StaticMember>,
+    /// What every configuration says.
+    pub(super) members: Vec<StaticMember>,
+    /// The authority of certified members.
+    issuer: Issuer,
     hash: u64,
     woken: (Duration, usize, u32),
 }
@@ -122,7 +135,11 @@ impl World {
             rng: ChaCha8Rng::seed_from_u64(settings.seed),
             faults: Vec::new(),
             trace: Trace::default(),
-            members: (0..nodes).map(cast::member).collect(),
+            members: match settings.members {
+                Members::Configured => (0..nodes).map(cast::member).collect(),
+                Members::Certified => Vec::new(),
+            },
+            issuer: cast::issuer(),
             hash: 0xcbf2_9ce4_8422_2325,
             woken: (Duration::ZERO, 0, 0),
         };
@@ -146,76 +163,13 @@ impl World {
         self.hash
     }
 
-    fn start_introduced(&mut self) -> Result<(), Box<Violation>> {
-        let count = self.settings.nodes;
-        let mut engines: Vec<(Gossip, [u8; 32], u64, Disk)> = Vec::with_capacity(count);
-        for index in 0..count {
-            // Everybody began within the last second: otherwise all would tick at once.
-            let began = Duration::from_micros(self.rng.next_u64() % 1_000_000);
-            let mut disk = Disk::default();
-            let epoch = disk.next_epoch(began);
-            let seed = self.draw_seed();
-            engines.push((self.engine(index, seed, epoch, self.base + began), seed, epoch, disk));
-        }
-        self.now = Duration::from_secs(1);
-        let clock = self.base + self.now;
-        for first in 0..count {
-            let (left, right) = engines.split_at_mut(first + 1);
-            let one = &mut left[first].0;
-            for (offset, (other, ..)) in right.iter_mut().enumerate() {
-                let second = first + 1 + offset;
-                let round_trip = self.link.base_delay(first, second) * 2;
-                one.introduce_in_memory(cast::address(first), other, cast::address(second), round_trip, clock);
-            }
-        }
-        for (index, (mut engine, seed, epoch, disk)) in engines.into_iter().enumerate() {
-            // What happened up to here is the beginning, not news.
-            while engine.poll_event().is_some() {}
-            self.referee.started(index, &engine).map_err(|broken| self.violation(broken))?;
-            let lies = index >= count - self.settings.liars;
-            let role = if lies {
-                self.schedule(self.now + LIE_GAP, What::Lie(index));
-                Role::Liar(Box::new(Liar::take_over(index, &engine, seed, epoch)))
-            } else {
-                Role::Honest(Box::new(engine))
-            };
-            self.nodes.push(Node::new(role, disk));
-        }
-        (0..count).try_for_each(|index| self.drain(index))
-    }
-
-    fn start_cold(&mut self, within: Duration) {
-        for index in 0..self.settings.nodes {
-            self.nodes.push(Node::new(Role::Dead, Disk::default()));
-            let at = within.mul_f64(f64::from(self.rng.next_u32()) / f64::from(u32::MAX));
-            self.plan(at, Fault::Boot(index));
-        }
-    }
-
-    fn draw_seed(&mut self) -> [u8; 32] {
-        let mut seed = [0; 32];
-        self.rng.fill_bytes(&mut seed);
-        seed
-    }
-
-    fn engine(&self, index: usize, seed: [u8; 32], epoch: u64, clock: Instant) -> Gossip {
-        let config = GossipConfig {
-            identity: cast::identity(index),
-            cluster: cluster_id(cast::CLUSTER),
-            own: cast::own_host(index),
-            members: self.members.clone(),
-            foreign: Vec::new(),
-        };
-        Gossip::new(config, seed, clock, epoch).expect("the simulated configuration is valid")
-    }
-
     /// Makes a fault happen at a time.
     pub(crate) fn plan(&mut self, at: Duration, fault: Fault) {
         self.faults.push(fault);
         self.schedule(at.max(self.now), What::Fault(self.faults.len() - 1));
     }
 
-    fn schedule(&mut self, at: Duration, what: What) {
+    pub(super) fn schedule(&mut self, at: Duration, what: What) {
         self.serial += 1;
         self.queue.push(Reverse(Entry { at, serial: self.serial, what }));
     }
@@ -274,15 +228,17 @@ impl World {
 
     /// Lets every honest running host learn something; the watch is in the referee's list at the returned place.
     pub(crate) fn watch(&mut self, wanted: Wanted, except: usize) -> usize {
-        let missing: BTreeSet<usize> =
-            (0..self.nodes.len()).filter(|node| *node != except && self.nodes[*node].engine().is_some()).collect();
+        let missing: BTreeSet<usize> = (0..self.nodes.len())
+            .filter(|node| *node != except && self.nodes[*node].engine().is_some() && !self.referee.is_revoked(*node))
+            .collect();
         self.referee.watches.push(Watch::new(wanted, self.now, missing));
         self.referee.watches.len() - 1
     }
 
     /// Whether all honest running hosts hold the same records.
     pub(crate) fn same_records(&self) -> bool {
-        let mut digests = self.nodes.iter().filter_map(Node::engine).map(Gossip::digest);
+        let nodes = self.nodes.iter().zip(0usize..).filter(|(_, index)| !self.referee.is_revoked(*index));
+        let mut digests = nodes.filter_map(|(node, _)| node.engine()).map(Gossip::digest);
         let first = digests.next();
         digests.all(|digest| Some(digest) == first)
     }
@@ -309,7 +265,7 @@ impl World {
         question(&mut self.referee, &scene).map_err(|broken| self.violation(broken))
     }
 
-    fn wake(&mut self, index: usize, at: Duration) -> Result<(), Box<Violation>> {
+    pub(super) fn wake(&mut self, index: usize, at: Duration) -> Result<(), Box<Violation>> {
         let (base, now) = (self.base, self.now);
         let node = &mut self.nodes[index];
         if node.wake != Some(at) {
@@ -378,15 +334,13 @@ impl World {
     }
 
     /// Takes everything out of a state machine, and sets its next wake-up.
-    fn drain(&mut self, index: usize) -> Result<(), Box<Violation>> {
+    pub(super) fn drain(&mut self, index: usize) -> Result<(), Box<Violation>> {
         while let Some(event) = self.nodes[index].engine_mut().and_then(Gossip::poll_event) {
             self.trace.push(self.now, Line::Event(index, event.clone()));
             self.judge(|referee, scene| referee.event(index, &event, scene))?;
         }
         while let Some(Transmit { to, bytes }) = self.nodes[index].engine_mut().and_then(Gossip::poll_transmit) {
-            if bytes.len() > LARGEST_DATAGRAM {
-                return Err(self.violation(("S6", format!("a datagram of {} bytes", bytes.len()))));
-            }
+            self.judge(|referee, _| referee.datagram(index, bytes.len()))?;
             self.carry(index, to, bytes);
         }
         let node = &self.nodes[index];
@@ -474,6 +428,7 @@ impl World {
                 self.referee.all_mended(now);
             }
             Fault::Announce(index, parts) => self.announce(index, &parts)?,
+            Fault::Revoke(index) => self.revoke(index)?,
             Fault::Calm => {
                 self.link.calm();
                 self.referee.all_mended(now);
@@ -534,6 +489,16 @@ impl World {
             engine.announce(routes, clock).expect("a few prefixes are never too many");
         }
         self.drain(index)
+    }
+
+    fn revoke(&mut self, index: usize) -> Result<(), Box<Violation>> {
+        let clock = self.nodes[0].clock(self.base, self.now);
+        let Some(engine) = self.nodes[0].engine_mut() else { return Ok(()) };
+        let pending = self.issuer.revoke(cast::identity(index).host_id()).expect("the list has room for every host");
+        let records = self.issuer.commit(pending).expect("nobody else changes the issuer");
+        self.referee.revoked(index, &records);
+        engine.publish_authority(records, clock);
+        self.drain(0)
     }
 
     /// Bytes and datagrams sent by all hosts so far.

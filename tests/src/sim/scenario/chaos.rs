@@ -6,13 +6,11 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng as _;
 
 use super::Request;
+use crate::sim::calm::{LONGEST, QUIET_RATE};
 use crate::sim::fault::{Fault, Swarm};
 use crate::sim::outcome::{Outcome, Row};
 use crate::sim::referee::Violation;
 use crate::sim::world::{Start, World};
-
-/// A quiet cluster of up to a few hundred hosts sends no more than this per host and second.
-const QUIET_RATE: f64 = 30.0;
 
 pub(super) fn run(request: &Request) -> Result<Outcome, Box<Violation>> {
     let mut rng = ChaCha8Rng::seed_from_u64(request.seed ^ 4);
@@ -32,35 +30,17 @@ pub(super) fn run(request: &Request) -> Result<Outcome, Box<Violation>> {
     for node in 0..honest {
         world.apply(Fault::Boot(node))?;
     }
-    let calm = world.now();
-    let longest = Duration::from_secs(60);
-    let all_up = |world: &World| {
-        world.nodes.iter().filter_map(|node| node.engine()).all(|engine| engine.members_answering() + 1 >= honest)
-    };
-    let settled = |world: &World| all_up(world) && world.same_records();
-    let settled = world.run_to(longest, Duration::from_millis(100), settled)?;
-    if settled.is_none() {
-        let equal = world.same_records();
-        return Err(world.violation(("S4", format!("not settled after {longest:?} of calm; same records: {equal}"))));
-    }
-    let settled = (world.now() - calm).as_secs_f64();
+    let settled = world.require_settled(honest)?.as_secs_f64();
     world.require_equal_tables()?;
     // Offers and questions that were left over die down.
     world.run_for(Duration::from_secs(30))?;
-    let before: u64 = world.traffic().iter().map(|traffic| traffic.datagrams).sum();
-    let rest = Duration::from_secs(20);
-    world.run_for(rest)?;
-    let after: u64 = world.traffic().iter().map(|traffic| traffic.datagrams).sum();
-    let rate = (after - before) as f64 / rest.as_secs_f64() / request.nodes as f64;
-    if rate > QUIET_RATE {
-        return Err(world.violation(("S4", format!("{rate:.1} datagrams per host and second when quiet"))));
-    }
+    let rate = world.require_quiet()?;
     world.require_equal_tables()?;
     let rows = vec![
         Row::limited("false deaths", world.referee.false_deaths as f64, "", 0.0),
         Row::shown("true verdicts", (world.referee.deaths - world.referee.false_deaths) as f64, ""),
         Row::shown("claims refused", world.referee.refused_claims as f64, ""),
-        Row::limited(format!("settled after the faults ({})", swarm.names()), settled, "s", 60.0),
+        Row::limited(format!("settled after the faults ({})", swarm.names()), settled, "s", LONGEST.as_secs_f64()),
         Row::limited("datagrams per host when quiet", rate, "1/s", QUIET_RATE),
     ];
     Ok(request.outcome("chaos", &world, rows))

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use super::outcome::{Outcome, Row};
 use super::referee::Violation;
-use super::world::{Settings, Start, World};
+use super::world::{Members, Settings, Start, World};
 
 mod chaos;
 mod death;
 mod figures;
 mod healing;
 mod quiet;
+mod revoking;
 mod spreading;
 mod starting;
 
@@ -31,7 +32,7 @@ pub struct Request {
 
 impl Request {
     fn settings(&self, start: Start, liars: usize) -> Settings {
-        Settings { nodes: self.nodes, loss: self.loss, seed: self.seed, start, liars }
+        Settings { nodes: self.nodes, loss: self.loss, seed: self.seed, start, liars, members: Members::Configured }
     }
 
     fn length(&self, default_minutes: f64) -> Duration {
@@ -67,7 +68,7 @@ pub struct Scenario {
 }
 
 /// Every scenario.
-pub const SCENARIOS: [Scenario; 9] = [
+pub const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "convergence",
         about: "one host changes its routes: how long until all others use them",
@@ -83,6 +84,11 @@ pub const SCENARIOS: [Scenario; 9] = [
         name: "partition-heal",
         about: "two halves part, change, and meet again: how long until all tables are equal",
         run: healing::run,
+    },
+    Scenario {
+        name: "revocation",
+        about: "the authority revokes one certified host after another: how long until nobody knows it any more",
+        run: revoking::run,
     },
     Scenario { name: "idle", about: "nothing happens: what each host sends", run: quiet::run },
     Scenario { name: "cold-start", about: "all hosts start for the first time within 10 s", run: starting::run_cold },
