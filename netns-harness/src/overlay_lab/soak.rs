@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::machine::Machine;
-use crate::{packages, saving, signals, sim};
+use crate::{membership, packages, saving, signals, sim};
 
 const ENCAPSULATIONS: [&str; 3] = ["wireguard", "gre", "ipip"];
 
@@ -30,6 +30,8 @@ enum Name {
     Saving,
     /// Clusters of up to a thousand hosts, simulated: spread, deaths, partitions, starts, chaos.
     Sim,
+    /// The figures of membership on real daemons: revocation, tokens, forgery, floods, kills. Each row alone with `--row`.
+    Membership,
 }
 
 #[derive(Debug, Args)]
@@ -45,6 +47,9 @@ pub(crate) struct Options {
     /// Where to write; default `docs/results/NAME.json`.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Only this row of `membership`.
+    #[arg(long)]
+    row: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -93,6 +98,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         Name::Faults => faults(&with_daemons()?, options)?,
         Name::Saving => saving::run(&with_daemons()?, options.size)?,
         Name::Sim => sim::full(options.seed, options.size)?,
+        Name::Membership => {
+            return membership::run(options.row.as_deref(), options.seed, options.size, options.json.as_deref());
+        }
     };
     let name = options.name.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
     let held = measurements.iter().all(|measurement| measurement.error.is_none());
