@@ -42,15 +42,17 @@ pub(crate) fn run(only: Option<&str>, seed: u64, size: u64, json: Option<&Path>)
     }
     packages::ensure(packages::DEMO)?;
     println!("building the daemons and the scenarios (release)");
-    Binaries::build(Profile::Release)?;
+    let binaries = Binaries::build(Profile::Release)?;
     let program = build()?;
+    // The source may change while this runs; what is measured does not.
+    let machine = serde_json::to_value(Machine::here())?;
     let path = json.map_or_else(|| workspace().join("docs/results/membership.json"), Path::to_owned);
     let mut report = read(&path)?;
     println!("seed {seed}");
     let mut held = true;
     for name in ROWS.into_iter().filter(|name| only.is_none_or(|only| only == *name)) {
         println!("-- {name}");
-        let row = measure(&program, name, seed, size)?;
+        let row = measure(&program, &binaries, &machine, name, seed, size)?;
         held &= row.held;
         report.rows.retain(|old| old.row != name);
         report.rows.push(row);
@@ -60,11 +62,21 @@ pub(crate) fn run(only: Option<&str>, seed: u64, size: u64, json: Option<&Path>)
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn measure(program: &Path, name: &str, seed: u64, size: u64) -> Result<Row> {
+fn measure(
+    program: &Path,
+    binaries: &Binaries,
+    machine: &serde_json::Value,
+    name: &str,
+    seed: u64,
+    size: u64,
+) -> Result<Row> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("figures.json");
     let mut command = Command::new(program);
     command.args(["--row", name, "--seed", &seed.to_string(), "--size", &size.to_string()]).arg("--json").arg(&file);
+    if let Some(directory) = Path::new(&binaries.path("overlayd")).parent() {
+        command.env("OVERLAY_BIN_DIR", directory);
+    }
     let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().context("the scenario did not start")?;
     let output = child.wait_with_output()?;
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -76,7 +88,7 @@ fn measure(program: &Path, name: &str, seed: u64, size: u64) -> Result<Row> {
         (Some(_), Some(_)) => None,
     };
     let held = error.is_none() && output.status.success();
-    let machine = serde_json::to_value(Machine::here())?;
+    let machine = machine.clone();
     let figures = figures.unwrap_or_default();
     Ok(Row { row: name.to_owned(), seed, size_percent: size, machine, figures, error, held })
 }

@@ -5,7 +5,7 @@ use overlay_netns_harness::{HostSpec, ip, nft, ping, run_in, wait_for};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Bound, Figure, Run};
 use crate::forge::ipv4;
@@ -16,7 +16,7 @@ const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 99);
 const LONGEST: usize = 65_507;
 const LIMIT: Duration = Duration::from_secs(30);
 /// Sent between two looks at the socket of the daemon, which must be empty before more is sent.
-const BURST: u64 = 8;
+const BURST: u64 = 32;
 /// Garbage before memory is looked at for the first time: every buffer was used then.
 const WARM_UP: u64 = 10_000;
 
@@ -91,10 +91,21 @@ impl Rig {
                     let _ = raw(&ipv4(STRANGER, victim, protocol, &bytes[..length.min(1400)]), to);
                 }
             }
-            wait_for("the daemon to read what was sent", LIMIT, || (self.waiting().ok()? == 0).then_some(()))?;
+            self.wait_read()?;
             ensure!(number <= count * 3 + 1000, "of {number} datagrams only {} were read", self.read()? - before);
         }
         Ok(self.read()? - before)
+    }
+
+    /// Waits until the daemon has read what was sent, a millisecond at a time: this happens some ten thousand times.
+    fn wait_read(&self) -> Result<()> {
+        let start = Instant::now();
+        while self.waiting()? > 0 {
+            ensure!(start.elapsed() < LIMIT, "the daemon does not read what was sent");
+            // SAFETY: no descriptors are passed; this only lets a millisecond pass.
+            unsafe { libc::poll(std::ptr::null_mut(), 0, 1) };
+        }
+        Ok(())
     }
 
     /// Datagrams that were read from UDP sockets of the host: those of the daemon.

@@ -27,6 +27,8 @@ struct Confirmed {
     tokens: BTreeMap<String, &'static str>,
     /// What each host announces.
     announced: BTreeMap<String, BTreeSet<Prefix>>,
+    /// The rule that each host applied last, unless its answer was cut off.
+    rules: BTreeMap<String, String>,
 }
 
 pub(super) fn run(run: &Run) -> Result<Vec<Figure>> {
@@ -55,8 +57,9 @@ pub(super) fn run(run: &Run) -> Result<Vec<Figure>> {
         let start = Instant::now();
         certified.lab.spawn_daemon(victim)?;
         mesh.wait_all(&mesh.pairs(), start, LIMIT).with_context(|| format!("round {round}, {victim}"))?;
-        let arrived = mesh.pairs().iter().filter_map(|(from, to)| Some(mesh.seen(*from, *to)?.arrived)).min();
-        times.push((arrived.unwrap_or(start) - start).as_secs_f64());
+        let took = start.elapsed().as_secs_f64();
+        println!("round {round}: {victim} killed after {instant:.3?}, packets pass {took:.3} s after its start");
+        times.push(took);
         let missing = missing(&certified, &confirmed, &own, &stations)?;
         if !missing.is_empty() {
             eprintln!("round {round}, {victim} killed after {instant:?}: lost {missing:?}");
@@ -104,11 +107,11 @@ fn ask_until_killed(
         let mut step = 0;
         while !killed.load(Ordering::Relaxed) {
             step += 1;
-            // The issuer keeps a thousand tokens; a host announces a few dozen prefixes.
-            let is_token = victim == "h1" && step % 8 < 2 && confirmed.tokens.len() < 900;
-            let change = match is_token {
-                true => tokens(certified, step, confirmed),
-                false => routes(certified, victim, round, step, confirmed),
+            // The issuer keeps a thousand tokens; announcing waits for what the others make of it.
+            let change = match step % 6 {
+                1 | 2 if victim == "h1" && confirmed.tokens.len() < 900 => tokens(certified, step, confirmed),
+                5 => routes(certified, victim, round, confirmed),
+                _ => policy(certified, victim, round, step, confirmed),
             };
             // Anything may fail at the kill; what failed is in nobody's list.
             changes += u64::from(change.is_ok());
@@ -137,21 +140,31 @@ fn tokens(certified: &Certified, step: u64, confirmed: &mut Confirmed) -> Result
 }
 
 /// Announces a prefix, or withdraws one.
-fn routes(certified: &Certified, host: &str, round: u64, step: u64, confirmed: &mut Confirmed) -> Result<()> {
+fn routes(certified: &Certified, host: &str, round: u64, confirmed: &mut Confirmed) -> Result<()> {
     let announced = confirmed.announced.entry(host.to_owned()).or_default();
     let oldest = announced.iter().next().copied();
     match oldest {
-        Some(prefix) if step.is_multiple_of(2) => {
+        Some(prefix) if announced.len() > 4 => {
             announced.remove(&prefix);
             certified.lab.control(host)?.call(Request::RouteRemove { prefix })?;
         }
         _ => {
-            let prefix: Prefix = format!("172.{}.{}.0/24", 16 + round % 16, (round / 16 + step * 32) % 256).parse()?;
+            let prefix: Prefix = format!("172.{}.{}.0/24", 16 + round % 16, round / 16).parse()?;
             let request = Request::RouteAdd { prefix };
             ensure!(matches!(certified.lab.control(host)?.call(request)?, Response::RouteAdded(_)), "no answer");
             announced.insert(prefix);
         }
     }
+    Ok(())
+}
+
+/// Applies a policy that lets everything of members pass as before, with a rule never seen.
+fn policy(certified: &Certified, host: &str, round: u64, step: u64, confirmed: &mut Confirmed) -> Result<()> {
+    let rule = format!("deny tcp/{} from 203.0.113.{}/32 to any", 1 + step % 60_000, round % 256);
+    let policy = serde_json::from_value(serde_json::json!({ "default": "members", "rules": [rule] }))?;
+    confirmed.rules.remove(host);
+    certified.lab.control(host)?.call(Request::PolicyApply { policy: Some(policy) })?;
+    confirmed.rules.insert(host.to_owned(), rule);
     Ok(())
 }
 
@@ -181,6 +194,12 @@ fn missing(certified: &Certified, confirmed: &Confirmed, own: &[String], station
         // What a kill left without an answer is withdrawn, so that there is room for more.
         for prefix in announced.into_iter().filter(|prefix| !wanted.contains(prefix)) {
             certified.lab.control(host)?.call(Request::RouteRemove { prefix })?;
+        }
+    }
+    for (host, rule) in &confirmed.rules {
+        let shown = serde_json::to_string(&certified.lab.control(host)?.call(Request::PolicyShow)?)?;
+        if !shown.contains(rule) {
+            missing.push(format!("rule {rule} of {host}: {shown}"));
         }
     }
     for ((host, serial), station) in ["h1", "h2"].iter().zip(own).zip(stations) {
