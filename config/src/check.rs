@@ -2,10 +2,11 @@
 
 mod cross;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use overlay_wire::Prefix;
 use overlay_wire::policy::PolicySet;
+use overlay_wire::{Encapsulation, Prefix};
 
 use crate::defaults;
 use crate::effective::{OriginLayer, Origins};
@@ -246,6 +247,7 @@ impl Checker {
             node,
             overlay,
             members: members.into_iter().flatten().collect(),
+            certified: BTreeMap::new(),
             peers: peers.into_iter().flatten().collect(),
             policy,
         };
@@ -254,13 +256,14 @@ impl Checker {
         if !self.problems.is_empty() {
             return Err(self.sorted());
         }
-        let Parts { role, node, overlay, members, peers, policy } = parts;
+        let Parts { role, node, overlay, members, certified, peers, policy } = parts;
         Ok(Config {
             role,
             node,
             overlay,
             plumbing,
             members,
+            certified,
             peers,
             policy,
             limits,
@@ -477,6 +480,11 @@ impl Checker {
             let undo = format!("overlayctl peer set {} encapsulation=config", name.value.0);
             let key = format!("member[{}].encapsulation", name.value.0);
             match parts.members.iter_mut().find(|member| member.name == name.value.0) {
+                // Members by certificate come and go without the file.
+                None if parts.role == Role::Certified => {
+                    self.origins.0.insert(key, (OriginLayer::Cli, encapsulation.place));
+                    parts.certified.insert(name.value.0, encapsulation.value);
+                }
                 None => self.problems.push(Problem {
                     place: name.place,
                     key: set.path,
@@ -534,6 +542,7 @@ struct Parts {
     node: Node,
     overlay: Overlay,
     members: Vec<Member>,
+    certified: BTreeMap<String, Encapsulation>,
     peers: Vec<ForeignPeer>,
     policy: PolicySet,
 }

@@ -122,6 +122,9 @@ impl Config {
             out.list(&key("allow"), &member.allow);
             out.optional(&key("encapsulation"), member.encapsulation);
         }
+        for (name, encapsulation) in &self.certified {
+            out.put(&format!("member[{name}].encapsulation"), encapsulation);
+        }
         for peer in &self.peers {
             let key = |name: &str| format!("peer[{}].{name}", peer.name);
             out.put(&key("encapsulation"), peer.kind.encapsulation());

@@ -3,6 +3,7 @@
 //! Values of these types satisfy the cross checks of this crate when they come from [`Config::parse`] or
 //! [`Config::load`].
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -39,6 +40,8 @@ pub struct Config {
     pub plumbing: Plumbing,
     /// Members of the cluster; an entry for this host itself is allowed.
     pub members: Vec<Member>,
+    /// The encapsulation that the command line asks for with single members by certificate, by name.
+    pub certified: BTreeMap<String, Encapsulation>,
     /// Peers that do not run this daemon, in configuration order (file first, then the CLI layer).
     pub peers: Vec<ForeignPeer>,
     /// The packet filter.
@@ -53,6 +56,15 @@ pub struct Config {
     pub metrics: Metrics,
     /// Where each value came from.
     pub origins: Origins,
+}
+
+impl Config {
+    /// The encapsulation asked for with a member, by its name.
+    #[must_use]
+    pub fn encapsulation_with(&self, name: &str) -> Encapsulation {
+        let in_file = self.members.iter().find(|member| member.name == name).map(|member| member.encapsulation);
+        in_file.unwrap_or_else(|| self.certified.get(name).copied()).unwrap_or(self.overlay.encapsulation)
+    }
 }
 
 /// This host.

@@ -457,6 +457,17 @@ fn unencrypted_default_of_the_cluster_counts_only_where_an_underlay_is_trusted()
 }
 
 #[test]
+fn encapsulation_with_a_member_by_certificate_is_set_by_its_name() {
+    let layer = "version = 1\n[[set]]\nname = \"web2\"\nencapsulation = \"wireguard\"\n";
+    let config = load("", Some(layer)).expect("members by certificate are in no file");
+    assert_eq!(config.encapsulation_with("web2"), Encapsulation::Wireguard);
+    assert_eq!(config.encapsulation_with("web3"), Encapsulation::Gre);
+    let shown = config.settings().into_iter().find(|setting| setting.key == "member[web2].encapsulation");
+    let shown = shown.expect("it is shown");
+    assert_eq!((shown.value.as_str(), shown.origin.layer), ("wireguard", OriginLayer::Cli));
+}
+
+#[test]
 fn command_line_overrides_defaults_of_the_cluster() {
     let layer = "version = 1\n[overlay]\nencapsulation = \"ipip\"\n[policy]\ndefault = \"open\"\nrules = []\n";
     let config = load("", Some(layer)).expect("no clash");

@@ -250,12 +250,15 @@ impl Director {
         let inputs: Vec<MemberInput<'_>> = members
             .iter()
             .filter_map(|view| {
-                let config = by_identity.get(&view.host);
+                let in_file = by_identity.get(&view.host);
                 // Its peer may be in the file no more while gossip still holds it.
-                if config.is_none() && view.authority == Authority::Static {
+                if in_file.is_none() && view.authority == Authority::Static {
                     return None;
                 }
-                let encapsulation = config.and_then(|config| config.encapsulation);
+                let encapsulation = match in_file {
+                    Some(member) => member.encapsulation,
+                    None => config.certified.get(&view.name).copied(),
+                };
                 Some(MemberInput { view, encapsulation, gre: self.gossip.gre_keys(view.host, now) })
             })
             .collect();

@@ -59,6 +59,8 @@ pub struct Cluster {
     pub underlay: Family,
     /// What every member may announce.
     pub allow: Vec<String>,
+    /// What single members may announce instead, by name.
+    pub grants: BTreeMap<String, Vec<String>>,
     /// `open`, `members` or `deny`.
     pub policy: String,
     /// Filter rules, first match first.
@@ -77,6 +79,7 @@ impl Cluster {
             encapsulation: encapsulation.to_owned(),
             underlay: Family::V4,
             allow: vec!["10.42.0.0/16 max 24".to_owned(), "fd42::/48 max 64".to_owned()],
+            grants: BTreeMap::new(),
             policy: "members".to_owned(),
             rules: Vec::new(),
             overlay: String::new(),
@@ -129,7 +132,7 @@ impl Cluster {
                 "[[member]]\nname = \"{}\"\nidentity = \"{}\"\nendpoint = \"{endpoint}\"\nallow = [{}]\n\n",
                 member.name(),
                 self.identity(member.index()).public(),
-                list(&self.allow)
+                list(self.grants.get(member.name()).unwrap_or(&self.allow))
             );
         }
         let _ = write!(text, "[policy]\ndefault = \"{}\"\nrules = [{}]\n", self.policy, list(&self.rules));

@@ -14,6 +14,9 @@ use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 use crate::netns;
+use shuffle::Shuffle;
+
+mod shuffle;
 
 /// The faults of a wire, each drawn per frame and direction.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -33,6 +36,9 @@ pub struct WireSpec {
     pub loss_percent: f64,
     /// Frames sent twice, in percent.
     pub duplicate_percent: f64,
+    /// Data messages of WireGuard over IPv4 on their way from left to right are put out of order so that none is overtaken
+    /// by as many others, and each is sent a second time later; 0 leaves them alone.
+    pub shuffle_depth: usize,
 }
 
 /// What happens to one frame: for each copy the time it is held and the bit that is flipped.
@@ -91,6 +97,7 @@ type Held = (Instant, u64, usize, Vec<u8>);
 pub fn carry(left: &str, right: &str, spec: &WireSpec) -> Result<()> {
     let mut taps = [open_tap(left)?, open_tap(right)?];
     let mut faults = [Faults::new(spec, 0), Faults::new(spec, 1)];
+    let mut shuffle = Shuffle::new(spec);
     let mut waiting: BinaryHeap<Reverse<Held>> = BinaryHeap::new();
     let mut sequence = 0;
     let mut buffer = vec![0; 65536];
@@ -102,14 +109,21 @@ pub fn carry(left: &str, right: &str, spec: &WireSpec) -> Result<()> {
             let _ = taps[to].write(&frame);
         }
         let wait = waiting.peek().map(|Reverse((due, ..))| due.saturating_duration_since(now));
-        let readable = poll(&taps, wait)?;
+        let rest = shuffle.due().map(|due| due.saturating_duration_since(now));
+        let readable = poll(&taps, wait.into_iter().chain(rest).min())?;
         // Waiting took time: a frame is held from when it came.
         let arrived = Instant::now();
+        for frame in shuffle.take(arrived) {
+            let _ = taps[1].write(&frame);
+        }
         for from in 0..2 {
             if !readable[from] {
                 continue;
             }
             let Ok(length) = taps[from].read(&mut buffer) else { continue };
+            if from == 0 && shuffle.keep(&buffer[..length], arrived) {
+                continue;
+            }
             for (held, bit) in faults[from].next(length).copies {
                 let mut frame = buffer[..length].to_vec();
                 if let Some(bit) = bit {

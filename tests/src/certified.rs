@@ -1,10 +1,14 @@
 //! Hosts that become members by `init` and `join`, and joiners of the exchange's own machine.
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use overlay_control::api::{PeerStatus, Request, Response, Status};
 use overlay_netns_harness::{Binaries, HostSpec, Lab, Topology, netns, ping};
 use overlay_routing::identity::IdentityKey;
 use overlay_routing::membership::{JoinEvent, Joiner, Token};
+use overlay_wire::gossip::Record;
+use overlay_wire::gossip::codec::Reader;
 use rand_core::{OsRng, RngCore};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -90,6 +94,19 @@ impl Certified {
     pub fn reaches(&self, from: &str, to: &str) -> bool {
         let (Ok(view), Ok(to)) = (self.lab.view(from), self.address(to)) else { return false };
         ping(&view, "-c 1 -W 0.3", &to.to_string()).is_ok_and(|report| report.is_lossless())
+    }
+
+    /// The records that a host keeps on disk.
+    pub fn kept_records(&self, host: &str) -> Result<Vec<Record>> {
+        let bytes = std::fs::read(self.lab.host(host)?.path("/var/lib/overlay/membership.a"))?;
+        // Behind the head of a state file.
+        let kept: serde_json::Value = serde_json::from_slice(bytes.get(54..).unwrap_or_default())?;
+        let records = kept["records"].as_array().context("no records are kept")?;
+        let decode = |text: &serde_json::Value| -> Result<Record> {
+            let bytes = STANDARD.decode(text.as_str().context("a record is a text")?)?;
+            Record::decode(&mut Reader::new(&bytes)).map_err(|error| anyhow!("a record that is none: {error}"))
+        };
+        records.iter().map(decode).collect()
     }
 
     /// The own certificate of a host.

@@ -3,7 +3,9 @@
 mod certified;
 mod cookies;
 mod foreign;
+mod forge;
 mod handshakes;
+pub mod membership;
 mod outer;
 mod overlay;
 mod shared;
@@ -15,6 +17,7 @@ mod wireguard;
 pub use certified::{Certified, POOL, TestJoiner, fresh_identity};
 pub use cookies::{Cookies, Flood};
 pub use foreign::{FOREIGN_V4, FOREIGN_V6, Foreign, make_key};
+pub use forge::{ipv4, udp};
 pub use handshakes::Initiations;
 pub use outer::{ECN_COMBINED, Outer, wireguard_kind};
 pub use overlay::Overlay;

@@ -173,7 +173,7 @@ fn watch(socket: &Socket, stop: &AtomicBool, wanted: impl Fn(&[u8]) -> bool) -> 
 }
 
 /// A raw socket that sends whole IP packets from a namespace.
-pub fn raw_sender(namespace: &str) -> Result<impl Fn(&[u8], SocketAddr) -> std::io::Result<usize>> {
+pub fn raw_sender(namespace: &str) -> Result<impl Fn(&[u8], SocketAddr) -> std::io::Result<usize> + use<>> {
     let socket = netns::within(namespace, || {
         Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).context("opening a raw socket")
     })?;

@@ -104,29 +104,6 @@ fn one_string_makes_a_standby_host_a_member_and_leaving_makes_it_standby_again()
 }
 
 #[test]
-fn token_used_a_hundred_times_at_once_admits_one_host() {
-    let Some(lab) = founded() else { return };
-    let _logs = lab.lab.logs_on_failure();
-    let token = lab.invite("h1", &[]).unwrap();
-    let joiner = |number: usize| {
-        TestJoiner::new(&namespace(&lab, "h2"), &token, &format!("crowd{number}"), fresh_identity()).unwrap()
-    };
-    let ended = run((0..100).map(joiner).collect());
-    assert_eq!(ended.iter().filter_map(admitted).count(), 1);
-    let used_up = ended.iter().filter(|event| **event == JoinEvent::Refused(JoinRefusal::UsedUp)).count();
-    assert_eq!(used_up, 99, "{:?}", ended.iter().filter(|event| admitted(event).is_none()).collect::<Vec<_>>());
-    // The control: as many hosts as the token allows are admitted, each with a subnet of its own.
-    let token = lab.invite("h1", &["--uses", "5"]).unwrap();
-    let joiner = |number: usize| {
-        TestJoiner::new(&namespace(&lab, "h2"), &token, &format!("few{number}"), fresh_identity()).unwrap()
-    };
-    let ended = run((0..8).map(joiner).collect());
-    let grants: BTreeSet<String> =
-        ended.iter().filter_map(admitted).map(|it| format!("{:?}", it.certificate.certificate.grants)).collect();
-    assert_eq!(grants.len(), 5, "{ended:?}");
-}
-
-#[test]
 fn host_whose_answer_was_lost_asks_again_and_gets_the_same_certificate() {
     let Some(lab) = founded() else { return };
     let _logs = lab.lab.logs_on_failure();

@@ -2,13 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use overlay_netns_harness::{Binaries, wait_for};
 use overlay_tests::{Certified, can_make_namespaces, lab_name};
 use overlay_wire::HostId;
-use overlay_wire::gossip::codec::Reader;
-use overlay_wire::gossip::{Record, RecordKind};
+use overlay_wire::gossip::RecordKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,14 +34,8 @@ const PASSPHRASE: [&str; 2] = ["--passphrase-file", "/run/overlay/passphrase"];
 
 /// Whether the description of a member, with its addresses, is among what a host keeps on disk.
 fn has_kept(lab: &Certified, host: &str, member: HostId) -> bool {
-    let bytes = std::fs::read(state(lab, host, "membership.a")).unwrap_or_default();
-    // Behind the head of a state file.
-    let kept: serde_json::Value = serde_json::from_slice(bytes.get(54..).unwrap_or_default()).unwrap_or_default();
-    let records = kept["records"].as_array().cloned().unwrap_or_default();
-    records.iter().filter_map(|text| STANDARD.decode(text.as_str()?).ok()).any(|bytes| {
-        let record = Record::decode(&mut Reader::new(&bytes)).expect("a record was kept");
-        (record.key.owner, record.key.kind) == (member, RecordKind::HOST)
-    })
+    let records = lab.kept_records(host).unwrap_or_default();
+    records.iter().any(|record| (record.key.owner, record.key.kind) == (member, RecordKind::HOST))
 }
 
 #[test]

@@ -144,7 +144,10 @@ impl Api {
             .change_layer(|layer, config| {
                 let old = match &name {
                     Some(name) => {
-                        if !config.members.iter().any(|member| &member.name == name) {
+                        let is_member = config.members.iter().any(|member| &member.name == name)
+                            || self.core.view.load().members.iter().any(|member| &member.name == name);
+                        // What was set with a member that is gone can still be taken back.
+                        if !is_member && (wanted.is_some() || !config.certified.contains_key(name)) {
                             return Err(not_found("member", name, "overlayctl peer list"));
                         }
                         match wanted {

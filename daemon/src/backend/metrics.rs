@@ -40,6 +40,9 @@ impl Api {
         page.count(Metric::DaemonProblems, &[], self.all_problems().len() as u64);
         page.count(Metric::DaemonReloads, &["applied"], core.reloads.applied.load(Relaxed));
         page.count(Metric::DaemonReloads, &["refused"], core.reloads.refused.load(Relaxed));
+        if let Some(certificate) = core.own_certificate.load().as_deref() {
+            page.put(Metric::CertificateExpiry, &[], certificate.certificate.not_after as f64);
+        }
         let config = core.config.load();
         page.put(Metric::PolicyInfo, &[&policy_hash(&config.policy)], 1.0);
         page.count(Metric::PolicyRules, &[], config.policy.rules.len() as u64);

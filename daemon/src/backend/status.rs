@@ -286,12 +286,7 @@ impl Api {
             status.subnets = subnets(Owner::Member(member.host));
             status.control = control_state(member.state);
             self.add_probes(&mut status, &peer, now);
-            let asked = config
-                .members
-                .iter()
-                .find(|own| own.name == member.name)
-                .and_then(|own| own.encapsulation)
-                .unwrap_or(config.overlay.encapsulation);
+            let asked = config.encapsulation_with(&member.name);
             status.problems = problems::of_member(member, &status, asked, config.overlay.listen_port);
             let theirs = member.host_record.as_ref().map(|record| record.mtu);
             status.problems.extend(problems::of_sizes(core, path, &status, theirs));

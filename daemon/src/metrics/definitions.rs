@@ -90,6 +90,8 @@ metrics! {
         "Problems of this host that overlayctl status shows; those of single peers are not counted.";
     DaemonReloads = Counter "overlay_daemon_reloads" "" ["outcome"]
         "Reloads of the configuration, applied or refused.";
+    CertificateExpiry = Gauge "overlay_certificate_expiry_time" "seconds" []
+        "When this host's certificate expires, in seconds since 1970; only of a member by certificate.";
     PolicyInfo = Gauge "overlay_policy_info" "" ["revision"]
         "Always 1; the label is a hash of the policy in force, equal on hosts with the same rules.";
     PolicyRules = Gauge "overlay_policy_rules" "" []

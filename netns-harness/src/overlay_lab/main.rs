@@ -7,6 +7,7 @@ mod demo;
 mod dist;
 mod machine;
 mod manage;
+mod membership;
 mod packages;
 mod saving;
 mod signals;

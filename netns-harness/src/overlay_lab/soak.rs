@@ -14,7 +14,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use crate::machine::Machine;
-use crate::{packages, saving, signals, sim};
+use crate::{membership, packages, saving, signals, sim};
 
 const ENCAPSULATIONS: [&str; 3] = ["wireguard", "gre", "ipip"];
 
@@ -46,6 +46,8 @@ enum Name {
     SimStarts,
     /// Simulated: a random part of all faults.
     SimChaos,
+    /// The figures of membership on real daemons: revocation, tokens, forgery, floods, kills. Each row alone with `--row`.
+    Membership,
 }
 
 #[derive(Debug, Args)]
@@ -61,6 +63,9 @@ pub(crate) struct Options {
     /// Where to write; default `docs/results/NAME.json`.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Only this row of `membership`.
+    #[arg(long)]
+    row: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -103,6 +108,9 @@ impl Measurement {
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if options.name == Name::Membership {
+        return membership::run(options.row.as_deref(), options.seed, options.size, options.json.as_deref());
+    }
     let name = options.name.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
     if options.name == Name::Sim {
         ensure!(options.json.is_none(), "`soak sim` writes one file for each of its parts; give --json to one of them");
