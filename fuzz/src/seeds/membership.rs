@@ -47,7 +47,8 @@ pub(super) fn formats() -> Vec<(&'static str, Vec<u8>)> {
     let keys = AuthorityBody::Keys { key: [1; 32], successor: Some([2; 32]), retired: vec![CaId([3; 16])] };
     let revoked = AuthorityBody::Revoked(vec![HostId([1; 16]), HostId([2; 16])]);
     let piece = PolicyShard { revision: 4, hash: [5; 32], count: 1, piece: b"default deny\n".to_vec() };
-    let status = PolicyStatus { revision: 4, hash: [5; 32], outcome: PolicyOutcome::Refused };
+    let status =
+        PolicyStatus { revision: 4, hash: [5; 32], outcome: PolicyOutcome::Refused, reason: "line 3".to_owned() };
     let join = JoinContent { identity: [1; 32], name: "h1".to_owned(), secret: [2; 16], signature: [3; 64] };
     let admitted = JoinAnswer::Admitted(Box::new(Admission {
         ca: [1; 32],
