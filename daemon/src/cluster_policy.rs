@@ -28,7 +28,7 @@ pub(crate) struct PolicyState {
 impl PolicyState {
     /// Takes up what was kept, so that it is in force before the first packet.
     pub(crate) fn restored(saved: SavedPolicy, now: Instant) -> Self {
-        let tracker = PolicyTracker::restore(saved, unix_ms(), now);
+        let tracker = PolicyTracker::restore(saved, unix_ms() / 1000, now);
         // Rules that this release cannot read were refused at once when they came, unless a newer release ran here.
         let in_force = tracker.in_force().and_then(|rules| rules.text.as_deref());
         let rules = in_force.and_then(|text| match read_rules(text) {

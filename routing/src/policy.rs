@@ -58,7 +58,7 @@ pub struct PastPolicy {
 pub struct SavedPolicy {
     /// The newest document.
     pub newest: Option<ClusterPolicy>,
-    /// When its trial ends, in milliseconds since 1970.
+    /// When its trial ends, in seconds since 1970 by this host's clock.
     pub deadline: Option<u64>,
     /// Whether the trial ended without a confirmation.
     pub has_lapsed: bool,
@@ -97,6 +97,8 @@ struct Newest {
     policy: ClusterPolicy,
     document: Result<PolicyDocument, PolicyRefusal>,
     deadline: Option<Instant>,
+    /// The same by the wall clock, for the next start.
+    ends: Option<u64>,
     has_lapsed: bool,
 }
 
@@ -138,15 +140,15 @@ fn time_left(trial: &PolicyTrial, unix_now: u64) -> Duration {
 impl PolicyTracker {
     /// Takes up what was kept. Of a trial that is still going on, as much is left as the wall clock says.
     #[must_use]
-    pub fn restore(saved: SavedPolicy, unix_ms: u64, now: Instant) -> Self {
+    pub fn restore(saved: SavedPolicy, unix_now: u64, now: Instant) -> Self {
         let newest = saved.newest.map(|policy| {
             let document = read(&policy);
             let trial = document.as_ref().ok().and_then(|document| document.trial.as_ref());
             let deadline = trial.map(|trial| {
-                let left = Duration::from_millis(saved.deadline.unwrap_or(0).saturating_sub(unix_ms));
-                now + left.min(time_left(trial, unix_ms / 1000))
+                let left = Duration::from_secs(saved.deadline.unwrap_or(0).saturating_sub(unix_now));
+                now + left.min(time_left(trial, unix_now))
             });
-            Newest { policy, document, deadline, has_lapsed: saved.has_lapsed }
+            Newest { policy, document, deadline, ends: saved.deadline, has_lapsed: saved.has_lapsed }
         });
         let refusal = newest.as_ref().and_then(|newest| newest.document.as_ref().err().cloned());
         let mut history = saved.history;
@@ -157,13 +159,10 @@ impl PolicyTracker {
 
     /// What is to be kept.
     #[must_use]
-    pub fn save(&self, unix_ms: u64, now: Instant) -> SavedPolicy {
-        let deadline = self
-            .deadline()
-            .map(|deadline| unix_ms.saturating_add(deadline.saturating_duration_since(now).as_millis() as u64));
+    pub fn save(&self) -> SavedPolicy {
         SavedPolicy {
             newest: self.newest.as_ref().map(|newest| newest.policy.clone()),
-            deadline,
+            deadline: self.newest.as_ref().and_then(|newest| newest.ends),
             has_lapsed: self.has_lapsed(),
             in_force: self.in_force.clone(),
             before: self.before.clone(),
@@ -203,10 +202,11 @@ impl PolicyTracker {
             self.history.drain(..surplus);
         }
         let trial = document.as_ref().ok().and_then(|document| document.trial.as_ref());
-        let deadline = trial.map(|trial| now + time_left(trial, unix_now));
+        let left = trial.map(|trial| time_left(trial, unix_now));
         (self.refusal, self.retry) = (document.as_ref().err().cloned(), None);
         self.counters.refused += u64::from(document.is_err());
-        self.newest = Some(Newest { policy, document, deadline, has_lapsed: false });
+        let (deadline, ends) = (left.map(|left| now + left), left.map(|left| unix_now.saturating_add(left.as_secs())));
+        self.newest = Some(Newest { policy, document, deadline, ends, has_lapsed: false });
         self.handle_timeout(unix_now, now);
     }
 

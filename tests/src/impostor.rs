@@ -67,8 +67,8 @@ impl Impostor {
         let (mut seed, now) = ([0; 32], Instant::now());
         OsRng.fill_bytes(&mut seed);
         let unix = SystemTime::now().duration_since(UNIX_EPOCH)?;
-        // Above every run of the daemon, which counts from the clock.
-        let epoch = unix.as_millis() as u64 + 60_000;
+        // As a start of the daemon now would have: above every run before, below every later one.
+        let epoch = unix.as_millis() as u64;
         let own = OwnHost {
             name: host.to_owned(),
             endpoints: vec![address],

@@ -118,6 +118,7 @@ fn applied_policy_reaches_all_in_time_and_cuts_and_opens() {
         assert!(shown.contains("cluster revision 1") && shown.contains("name old"), "{shown}");
     }
     talk.exchange(Duration::from_secs(2)).expect_err("a live flow that is forbidden goes on");
+    drop((talk, echo));
     assert!(connect(&lab, "h2c1", "h3c1", 7100).unwrap_err().contains("refused"));
     assert_eq!(connect(&lab, "h2c1", "h3c1", 7101), Ok(()), "the control: other ports are open");
     assert_eq!(connect_host(&lab, "h3c1", "h3", 7102), Ok(()), "the kernel's rules between host and container");
@@ -305,7 +306,7 @@ fn host_that_cannot_read_a_policy_keeps_the_old_one_and_is_named() {
             let now = status(&lab, host);
             (state_of(&now, other) == "refused" && state_of(&now, host) == "refused").then_some(now)
         };
-        let now = wait_for(&format!("{host} to name {other}"), LIMIT, named).unwrap();
+        let (now, _) = wait_for(&format!("{host} to name {other}"), LIMIT, named).unwrap();
         assert_eq!((&now["revision"], &now["in_force"]), (&2.into(), &1.into()), "{now}");
         assert!(now["hosts"].to_string().contains("quarantine"), "the reason is there: {now}");
         let problems = lab.lab.ctl_ok(host, &["status", "--problems"]).unwrap();

@@ -140,11 +140,14 @@ impl Api {
             let is_live = matches!(member.state, MemberState::Up | MemberState::Degraded);
             (member.host, member.name.clone(), is_live)
         });
+        let is_kept = self.core.store.has_policy(newest.revision, &newest.hash);
         let host = |(host, name, is_live): (HostId, String, bool)| {
             let said = heard.get(&host);
             let of_newest = said.filter(|(status, _)| (status.revision, status.hash) == (newest.revision, newest.hash));
             let state = match of_newest.map(|(status, _)| status.outcome) {
                 _ if !is_live => PolicyHostState::Unreachable,
+                // Before it is on disk nobody is told that it is done.
+                _ if host == self.core.host && !is_kept => PolicyHostState::Waiting,
                 Some(PolicyOutcome::Applied) => PolicyHostState::InForce,
                 Some(PolicyOutcome::Lapsed) => PolicyHostState::WentBack,
                 Some(PolicyOutcome::Refused) => PolicyHostState::Refused,

@@ -13,7 +13,7 @@ use overlay_wire::membership::{PolicyDocument, PolicyMade};
 use super::Director;
 use super::membership::unix_now;
 use crate::cluster_policy::{Heard, PolicyChange, PolicyState};
-use crate::core::{Change, Core, unix_ms};
+use crate::core::{Change, Core};
 use crate::rebuild::host_policy;
 
 /// The director's part that knows of the cluster's policy.
@@ -40,7 +40,7 @@ impl PolicyDriver {
 
     /// What is to be kept.
     pub(super) fn save(&self) -> overlay_routing::policy::SavedPolicy {
-        self.tracker.save(unix_ms(), Instant::now())
+        self.tracker.save()
     }
 }
 

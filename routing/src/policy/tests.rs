@@ -196,12 +196,12 @@ fn restart_keeps_rules_history_and_what_is_left_of_a_trial() {
     let draft = tracker.draft(PolicyMade::Applied, rules("default deny"), Some(60), NOW);
     tracker.handle_policy(policy(2, &draft), NOW, now);
     take(&mut tracker, now);
-    let saved = tracker.save(NOW * 1000, now);
+    let saved = tracker.save();
     let later = now + seconds(1000);
     // (how long it was down, what is left)
     for (down, left) in [(0, 60), (20, 40), (60, 0), (5000, 0)] {
-        let mut again = PolicyTracker::restore(saved.clone(), (NOW + down) * 1000, later);
-        assert_eq!(again.save((NOW + down) * 1000, later).history, saved.history);
+        let mut again = PolicyTracker::restore(saved.clone(), NOW + down, later);
+        assert_eq!(again.save().history, saved.history);
         assert_eq!(in_force(&again).0, 2, "before its clock is asked");
         assert_eq!(again.poll_timeout(), Some(later + seconds(left)));
         assert_eq!(again.handle_timeout(NOW + down, later), left == 0);
@@ -210,7 +210,7 @@ fn restart_keeps_rules_history_and_what_is_left_of_a_trial() {
     }
     tracker.handle_timeout(NOW + 60, now + seconds(60));
     take(&mut tracker, now);
-    let again = PolicyTracker::restore(tracker.save(NOW * 1000, now), NOW * 1000, later);
+    let again = PolicyTracker::restore(tracker.save(), NOW, later);
     assert!(again.has_lapsed() && again.poll_rules().is_none());
     assert_eq!(outcome(&again), Some(PolicyOutcome::Lapsed));
 }
