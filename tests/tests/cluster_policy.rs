@@ -11,8 +11,9 @@ use overlay_tests::{
 use overlay_wire::gossip::RecordKind;
 use overlay_wire::membership::{PolicyDocument, PolicyMade};
 use serde_json::Value;
-use std::net::SocketAddr;
-use std::process::Output;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -91,6 +92,22 @@ fn connect_to(lab: &Certified, from: &str, namespace: &str, to: SocketAddr) -> R
 
 fn wait_open(lab: &Certified, from: &str, to: &str, port: u16) {
     wait_for(&format!("{from} to reach {to}"), LIMIT, || connect(lab, from, to, port).ok()).unwrap();
+}
+
+/// A figure of a host's page of metrics.
+fn figure(lab: &Certified, host: &str, name: &str) -> f64 {
+    let namespace = lab.lab.host(host).unwrap().view().namespace().to_owned();
+    let page = netns::within(&namespace, || {
+        let mut stream = TcpStream::connect("127.0.0.1:9821")?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:9821\r\nConnection: close\r\n\r\n")?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        Ok(page)
+    });
+    let page = page.unwrap();
+    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in {page}")).trim().parse().unwrap()
 }
 
 #[test]
@@ -225,6 +242,7 @@ fn rollback_and_restart_keep_what_was_in_force() {
     assert!(connect_host(&lab, "h2c1", "h2", 7302).is_ok() && connect_host(&lab, "h2c1", "h2", 7303).is_err());
     let now = status(&lab, "h2");
     assert_eq!(state_of(&now, "h3"), "unreachable", "{now}");
+    assert_eq!(figure(&lab, "h2", "overlay_policy_cluster_revision"), 3.0);
 
     // A change while hosts are away reaches them when they are back.
     lab.lab.start_daemon("h1").unwrap();
@@ -309,6 +327,8 @@ fn host_that_cannot_read_a_policy_keeps_the_old_one_and_is_named() {
         let (now, _) = wait_for(&format!("{host} to name {other}"), LIMIT, named).unwrap();
         assert_eq!((&now["revision"], &now["in_force"]), (&2.into(), &1.into()), "{now}");
         assert!(now["hosts"].to_string().contains("quarantine"), "the reason is there: {now}");
+        assert_eq!(figure(&lab, host, "overlay_policy_changes_total{outcome=\"refused\"}"), 1.0);
+        assert_eq!(figure(&lab, host, "overlay_policy_cluster_revision"), 1.0);
         let problems = lab.lab.ctl_ok(host, &["status", "--problems"]).unwrap();
         assert!(problems.contains("POLICY_REFUSED") && problems.contains("revision 1 stays"), "{problems}");
     }
@@ -332,6 +352,47 @@ fn host_that_cannot_read_a_policy_keeps_the_old_one_and_is_named() {
         let problems = lab.lab.ctl_ok(host, &["status", "--problems"]).unwrap();
         assert!(!problems.contains("POLICY_"), "{problems}");
     }
+}
+
+#[test]
+fn host_whose_kernel_rules_cannot_be_loaded_is_named_and_takes_them_later() {
+    let Some(lab) = cluster("polnft", 3) else { return };
+    let _logs = lab.lab.logs_on_failure();
+    wait_for("h1 to see h3", LIMIT, || {
+        lab.peer("h1", "h3").filter(|peer| peer.control == overlay_control::api::ControlState::Up)
+    })
+    .unwrap();
+    applied(&lab, "h1", "allow tcp/7801 from any to any\n", &[]);
+    assert_eq!(connect_host(&lab, "h2c1", "h3", 7801), Ok(()));
+
+    // For the daemon of h3 alone nft is gone, as in the middle of an upgrade of its package.
+    let pid = lab.lab.daemon_pid("h3").unwrap().to_string();
+    let mounts = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
+    assert_ne!(mounts(&pid), mounts("self"), "mounts of the daemon are its own");
+    let in_mounts = |words: &[&str]| {
+        let output = Command::new("nsenter").args(["-t", &pid, "-m"]).args(words).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let nft = in_mounts(&["readlink", "-f", &in_mounts(&["sh", "-c", "command -v nft"])]);
+    in_mounts(&["mount", "--bind", "/dev/null", &nft]);
+    let output = apply(&lab, "h1", "allow tcp/7802 from any to any\n", &[]);
+    assert_eq!(output.status.code(), Some(10), "{}", String::from_utf8_lossy(&output.stderr));
+    let change: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let states = ["h1", "h2", "h3"].map(|host| state_of(&change, host));
+    assert_eq!(states, ["in_force", "in_force", "refused"], "{change}");
+    assert!(change["hosts"].to_string().contains("nft"), "the reason is there: {change}");
+    assert_eq!(in_force(&lab, "h3"), 1);
+    // Whole or not at all: neither in the kernel nor in the packet path.
+    assert!(connect_host(&lab, "h3c1", "h3", 7802).is_err());
+    let shown = lab.lab.ctl_ok("h3", &["policy", "show"]).unwrap();
+    assert!(shown.contains("7801") && !shown.contains("7802"), "{shown}");
+
+    in_mounts(&["umount", &nft]);
+    wait_for("h3 to try again", LIMIT * 3, || (in_force(&lab, "h3") == 2).then_some(())).unwrap();
+    assert_eq!(connect_host(&lab, "h2c1", "h3", 7802), Ok(()));
+    assert!(connect_host(&lab, "h2c1", "h3", 7801).is_err());
+    wait_for("h1 to hear of it", LIMIT, || (state_of(&status(&lab, "h1"), "h3") == "in_force").then_some(())).unwrap();
 }
 
 #[test]
