@@ -2,6 +2,7 @@
 
 mod membership;
 mod plugin;
+mod policy;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use overlay_wire::{Encapsulation, Prefix};
 pub(crate) use plugin::{Cni, CniPlaces, Plugin};
 
 pub(crate) use membership::{Ca, Cert, Init, Invite, Join, Node, Token};
+pub(crate) use policy::Policy;
 
 /// Shows and changes the overlay network of this host.
 #[derive(Debug, Parser)]
@@ -240,42 +242,6 @@ pub(crate) enum Route {
     Why {
         /// A prefix or an address.
         target: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Policy {
-    /// The rules in force.
-    Show,
-    /// Whether a file of rules would be accepted.
-    Check {
-        /// A file of rules, one per line, `default ACTION` among them; `-` for standard input.
-        file: PathBuf,
-    },
-    /// Put a file of rules in force.
-    Apply {
-        /// A file of rules, one per line, `default ACTION` among them; `-` for standard input.
-        #[arg(required_unless_present = "reset")]
-        file: Option<PathBuf>,
-        /// Go back to the policy of the configuration file.
-        #[arg(long, conflicts_with = "file")]
-        reset: bool,
-    },
-    /// Say what would happen to a packet and which rule decides.
-    Test {
-        /// The source address.
-        from: IpAddr,
-        /// The destination address.
-        to: IpAddr,
-        /// `tcp/443`, `udp/53`, `icmp`, `icmpv6` or a protocol number.
-        #[arg(default_value = "icmp")]
-        protocol: String,
-        /// The source port.
-        #[arg(long, default_value_t = 40_000)]
-        source_port: u16,
-        /// Judge by this host's policy alone (the only kind of test so far).
-        #[arg(long)]
-        local: bool,
     },
 }
 

@@ -1,6 +1,7 @@
 //! The commands.
 
 mod authority;
+mod cluster_policy;
 mod config;
 mod doctor;
 mod endpoint;

@@ -19,6 +19,10 @@ const CASES: &[(&str, &[&str], i32)] = &[
     ("route-add", &["route", "add", "192.168.7.0/24"], 0),
     ("route-why", &["route", "why", "10.42.2.9"], 0),
     ("policy-show", &["policy", "show"], 0),
+    ("policy-status", &["policy", "status"], 0),
+    ("policy-confirm", &["policy", "confirm"], 10),
+    ("policy-rollback", &["policy", "rollback", "6", "--confirm", "5m"], 10),
+    ("policy-diff", &["policy", "diff"], 0),
     ("policy-test", &["policy", "test", "--local", "10.42.1.5", "10.42.2.7", "tcp/22"], 20),
     ("flow-list", &["flow", "list", "--port", "443"], 0),
     ("flow-kill", &["flow", "kill", "--peer", "h2"], 0),
@@ -112,10 +116,10 @@ fn policy_apply_sends_the_rules_of_the_file() {
         assert!(sent.contains("Deny") && sent.contains("443"), "{sent}");
         answers::answer(request)
     });
-    let output = daemon.ctl(&["policy", "apply", &path]);
+    let output = daemon.ctl(&["policy", "apply", &path, "--local"]);
     assert_eq!(stdout(&output), "policy applied, rules: 1\n  2 flows were cut\n");
     std::fs::write(&file, "permit all\n").expect("written");
-    let output = daemon.ctl(&["policy", "apply", &path]);
+    let output = daemon.ctl(&["policy", "apply", &path, "--local"]);
     assert_eq!(code(&output), 2);
     assert!(
         stderr(&output).starts_with("error[POLICY]: ") && stderr(&output).contains("line 1"),

@@ -463,7 +463,7 @@ impl Checker {
             let default = parts.policy.default != defaults::POLICY && self.is_written("policy.default");
             let written = [("policy.default", default), ("policy.rules", !parts.policy.rules.is_empty())];
             if let Some((key, _)) = written.into_iter().find(|(_, opinion)| *opinion) {
-                self.clash(place, "policy", key, "overlayctl policy apply --reset");
+                self.clash(place, "policy", key, "overlayctl policy apply --local --reset");
             } else {
                 if let Some(default) = cli.policy.default {
                     self.origins.0.insert("policy.default".to_owned(), (OriginLayer::Cli, default.place));

@@ -4,6 +4,7 @@ mod endpoint;
 mod error;
 mod membership;
 mod network;
+mod policy;
 mod request;
 mod status;
 
@@ -16,6 +17,10 @@ pub use membership::{
 pub use network::{
     DoctorMode, Event, Finding, FindingStatus, Flow, FlowSelector, PingProgress, PingReply, PolicyTest, PolicyView,
     Refusal, RefusedBy, RouteAdded, RouteEntry, RouteWhy, RuleMatch, Severity, TestVerdict, Verdict,
+};
+pub use policy::{
+    ClusterPolicyStatus, PolicyHost, PolicyHostState, PolicyRequest, PolicyRevision, PolicyStage, PolicyTexts,
+    PolicyWritten,
 };
 pub use request::{ConfigText, EncapsulationSetting, Request, Response};
 pub use status::{ControlState, DataState, FlowUse, Health, HostInfo, PeerKind, PeerStatus, Status, VersionInfo};

@@ -19,11 +19,13 @@ use overlay_routing::identity::IdentityPublic;
 use overlay_routing::rib::{ClaimSource, Rib};
 use overlay_wire::gossip::{Record, RouteVerdict};
 use overlay_wire::membership::SignedCertificate;
+use overlay_wire::policy::PolicySet;
 use overlay_wire::{HostId, Mtu, PeerIndex, Prefix};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::asking::{Question, Told};
+use crate::cluster_policy::{Heard, PolicyChange, PolicyState};
 use crate::events::EventLog;
 use crate::flow_store::SaveFigures;
 use crate::membership::{IssuerView, Store, Work};
@@ -69,6 +71,8 @@ pub enum Change {
     Look(HostId, oneshot::Sender<Option<MemberView>>),
     /// Something about membership.
     Membership(MembershipChange),
+    /// Something about the policy of the whole cluster.
+    Policy(PolicyChange),
 }
 
 /// What the issuer and the API ask of the director about membership.
@@ -170,6 +174,10 @@ pub struct Core {
     pub is_clock_suspect: AtomicBool,
     /// Where members reach this host.
     pub own_endpoints: ArcSwap<Vec<SocketAddr>>,
+    /// The policy of the whole cluster, and what this host made of it.
+    pub(crate) cluster_policy: ArcSwap<PolicyState>,
+    /// What members, this host included, made of it, and when that was heard first.
+    pub(crate) policy_heard: ArcSwap<Heard>,
     peers: DashMap<PeerKind, Arc<Peer>>,
     order: Mutex<PeerOrder>,
     revision: AtomicU64,
@@ -231,6 +239,8 @@ pub struct CoreParts {
     pub(crate) work: mpsc::Sender<Work>,
     /// See [`Core`].
     pub(crate) store: Store,
+    /// See [`Core`].
+    pub(crate) cluster_policy: PolicyState,
 }
 
 impl Core {
@@ -275,6 +285,8 @@ impl Core {
             revoked: ArcSwap::default(),
             is_clock_suspect: AtomicBool::new(false),
             own_endpoints: ArcSwap::default(),
+            cluster_policy: ArcSwap::from_pointee(parts.cluster_policy),
+            policy_heard: ArcSwap::default(),
             peers: DashMap::new(),
             order: Mutex::default(),
             revision: AtomicU64::new(0),
@@ -343,6 +355,13 @@ impl Core {
     #[must_use]
     pub fn announced_in_use(&self, rib: &Rib) -> Vec<Prefix> {
         rib.best().filter(|claim| claim.source == ClaimSource::OwnAnnouncement).map(|claim| claim.prefix).collect()
+    }
+
+    /// The policy in force: the cluster's, where there is one that this host could take, else its own.
+    #[must_use]
+    pub fn policy(&self) -> Arc<PolicySet> {
+        let cluster = self.cluster_policy.load().rules.clone();
+        cluster.unwrap_or_else(|| Arc::new(self.config.load().policy.clone()))
     }
 
     /// The next revision of the packet path's tables.

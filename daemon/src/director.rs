@@ -2,6 +2,7 @@
 //! applies configuration changes whole, rebuilds the packet path's snapshot, and sends data-path probes.
 
 mod membership;
+mod policy;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -47,6 +48,7 @@ const PATHS_EVERY: Duration = Duration::from_millis(250);
 const KEEP_EVERY: Duration = Duration::from_secs(2);
 
 pub(crate) use membership::{enter, publish};
+pub(crate) use policy::{PolicyDriver, made as policy_made};
 
 /// Addresses of no host in particular: the way to them is the default route (RFC 5737, RFC 3849).
 pub(crate) const ANYWHERE: [SocketAddr; 2] = [
@@ -107,6 +109,8 @@ pub struct Director {
     pub(crate) is_unkept: bool,
     /// Whether it is to be kept at once.
     pub(crate) must_keep: bool,
+    /// The policy of the whole cluster.
+    pub(crate) policy: PolicyDriver,
 }
 
 impl Director {
@@ -126,7 +130,8 @@ impl Director {
         let mut keep = tokio::time::interval(KEEP_EVERY);
         keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let due = self.gossip.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(1));
+            let due = self.gossip.poll_timeout().into_iter().chain(self.policy.poll_timeout()).min();
+            let due = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(1));
             tokio::select! {
                 _ = stop.changed() => {
                     self.gossip.leave(Instant::now());
@@ -193,6 +198,7 @@ impl Director {
             }
             self.listeners.tell(&event);
             self.record(&event);
+            self.policy_event(&event);
             cut.extend(self.membership_event(&event));
         }
         if changed {
@@ -204,6 +210,7 @@ impl Director {
         for host in cut {
             self.cut(host);
         }
+        self.policy_turn();
         if self.must_keep {
             self.keep();
         }
@@ -367,6 +374,7 @@ impl Director {
                 let _ = answer.send(self.gossip.member(host));
             }
             Change::Membership(change) => self.membership_change(change),
+            Change::Policy(change) => self.policy_change(change),
             Change::Reload(done) => {
                 let (path, layer) = (&self.core.config_path, self.core.layer.as_ref());
                 let text = if layer.is_some() { Config::text_or_empty(path) } else { Config::text(path) };

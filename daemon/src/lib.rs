@@ -5,6 +5,7 @@
 mod api;
 pub mod asking;
 pub mod backend;
+mod cluster_policy;
 pub mod core;
 pub mod counters;
 pub mod device;

@@ -12,6 +12,7 @@ use overlay_routing::ownership::Owner;
 use overlay_routing::rib::Rib;
 use overlay_wire::gossip::PlainStatus;
 use overlay_wire::gre::ReceiveSequence;
+use overlay_wire::policy::PolicySet;
 use overlay_wire::{Encapsulation, HostId, Mtu, PeerIndex, Prefix};
 
 use crate::core::Core;
@@ -279,11 +280,12 @@ impl Builder<'_> {
             };
             routes.push((claim.prefix, route));
         }
-        let by_name: HashMap<String, Vec<Prefix>> = self.prefixes_by_name(rib);
+        let by_name = prefixes_by_name(self.config, rib);
         let resolve = |name: &str| by_name.get(name).cloned();
-        let host_policy = HostPolicy::new(&self.config.policy, &resolve, &self.config.node.prefixes);
-        let policy = CompiledPolicy::compile(&self.config.policy, &resolve)
-            .with_hits_of(&self.core.shared.snapshot.load().tables.policy);
+        let in_force = self.core.policy();
+        let host_policy = HostPolicy::new(&in_force, &resolve, &self.config.node.prefixes);
+        let policy =
+            CompiledPolicy::compile(&in_force, &resolve).with_hits_of(&self.core.shared.snapshot.load().tables.policy);
         let mut snapshot = Snapshot {
             tables: Tables {
                 owners: Fib::build(routes),
@@ -314,25 +316,32 @@ impl Builder<'_> {
         }
         Rebuilt { snapshot, plain: self.plain, remote, host_policy }
     }
+}
 
-    fn prefixes_by_name(&self, rib: &Rib) -> HashMap<String, Vec<Prefix>> {
-        let mut by_name: HashMap<String, Vec<Prefix>> = HashMap::new();
-        by_name.insert(self.config.node.name.clone(), self.config.node.prefixes.clone());
-        for claim in rib.best() {
-            by_name.entry(claim.name.clone()).or_default().push(claim.prefix);
-        }
-        for member in &self.config.members {
-            by_name.entry(member.name.clone()).or_default();
-        }
-        by_name
+fn prefixes_by_name(config: &Config, rib: &Rib) -> HashMap<String, Vec<Prefix>> {
+    let mut by_name: HashMap<String, Vec<Prefix>> = HashMap::new();
+    by_name.insert(config.node.name.clone(), config.node.prefixes.clone());
+    for claim in rib.best() {
+        by_name.entry(claim.name.clone()).or_default().push(claim.prefix);
     }
+    for member in &config.members {
+        by_name.entry(member.name.clone()).or_default();
+    }
+    by_name
+}
+
+/// What the kernel is to let pass between this host and its containers under a policy.
+#[must_use]
+pub fn host_policy(config: &Config, policy: &PolicySet, rib: &Rib) -> HostPolicy {
+    let by_name = prefixes_by_name(config, rib);
+    HostPolicy::new(policy, &|name: &str| by_name.get(name).cloned(), &config.node.prefixes)
 }
 
 /// What the kernel is to let pass between this host and its containers before anything is learned of other members.
 #[must_use]
-pub fn first_host_policy(config: &Config) -> HostPolicy {
+pub fn first_host_policy(config: &Config, policy: &PolicySet) -> HostPolicy {
     let own = |name: &str| (name == config.node.name).then(|| config.node.prefixes.clone());
-    HostPolicy::new(&config.policy, &own, &config.node.prefixes)
+    HostPolicy::new(policy, &own, &config.node.prefixes)
 }
 
 fn asked_for(status: PlainStatus) -> Option<Encapsulation> {

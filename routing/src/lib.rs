@@ -9,4 +9,5 @@ pub mod gossip;
 pub mod identity;
 pub mod membership;
 pub mod ownership;
+pub mod policy;
 pub mod rib;

@@ -166,3 +166,23 @@ fn changed_file_is_applied_by_reload_and_a_broken_one_is_not() {
     }
     wait_for("the rule to be gone", LIMIT, || connect(&overlay, address, 7012).ok()).unwrap();
 }
+
+#[test]
+fn cluster_of_files_has_no_policy_for_all_and_says_what_to_do() {
+    let Some(overlay) = overlay() else { return };
+    let _logs = overlay.lab.logs_on_failure();
+    let file = "/run/overlay/rules";
+    std::fs::write(overlay.lab.host("h1").unwrap().path(file), "deny tcp/7011 from any to any\n").unwrap();
+    for words in [&["policy", "apply", file][..], &["policy", "status"], &["policy", "rollback", "0"]] {
+        let output = overlay.lab.ctl("h1", words).unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && text.contains("error[UNSUPPORTED]"), "{text}");
+        assert!(text.contains("policy apply FILE --local"), "{text}");
+    }
+    let address = IpAddr::V4(overlay.container("h2c1").v4);
+    assert_eq!(connect(&overlay, address, 7011), Ok(()));
+    overlay.lab.ctl_ok("h1", &["policy", "apply", file, "--local"]).unwrap();
+    assert!(connect(&overlay, address, 7011).is_err());
+    overlay.lab.ctl_ok("h1", &["policy", "apply", "--local", "--reset"]).unwrap();
+    assert_eq!(connect(&overlay, address, 7011), Ok(()));
+}

@@ -8,7 +8,7 @@ use overlay_control::api::{ApiError, PolicyTest, PolicyView, Request, Response, 
 use overlay_control::codes::{Code, exit};
 use overlay_wire::policy::PolicySet;
 
-use super::{Context, flow};
+use super::{Context, cluster_policy, flow};
 use crate::args::Policy;
 use crate::output::{Failure, Outcome, Output, unexpected};
 
@@ -47,26 +47,17 @@ pub(super) fn run(context: &mut Context<'_>, verb: Policy) -> Outcome {
                 other => Err(unexpected(&other)),
             }
         }
-        Policy::Apply { file, reset: _ } => {
+        Policy::Apply { file, confirm, local: false, reset: _ } => {
+            let text = file.as_deref().map(read_text).transpose()?.unwrap_or_default();
+            cluster_policy::apply(context, text, confirm)
+        }
+        Policy::Apply { file, confirm: _, local: true, reset: _ } => apply_local(context, file.as_deref()),
+        Policy::Confirm => cluster_policy::confirm(context),
+        Policy::Rollback { revision, confirm } => cluster_policy::roll_back(context, revision, confirm),
+        Policy::Status => cluster_policy::status(context),
+        Policy::Diff { file } => {
             let policy = file.as_deref().map(read).transpose()?;
-            let done = match &policy {
-                Some(policy) => format!("policy applied, rules: {}", policy.rules.len()),
-                None => "policy as in the configuration file".to_owned(),
-            };
-            let notes = match context.call(Request::PolicyApply { policy })? {
-                Response::Done { changed, notes } if context.output.json => {
-                    context.output.object("change", &serde_json::json!({ "changed": changed, "notes": notes }))?;
-                    return Ok(exit::OK);
-                }
-                Response::Done { changed, notes } => {
-                    context.output.note(if changed { &done } else { "unchanged" })?;
-                    notes
-                }
-                other => return Err(unexpected(&other)),
-            };
-            // Warnings about rules that can never match, say.
-            notes.iter().try_for_each(|note| context.output.note(&format!("  {note}")))?;
-            Ok(exit::OK)
+            cluster_policy::diff(context, policy)
         }
         Policy::Test { from, to, protocol, source_port, local: _ } => {
             test(context, packet(from, to, &protocol, source_port)?)
@@ -74,8 +65,35 @@ pub(super) fn run(context: &mut Context<'_>, verb: Policy) -> Outcome {
     }
 }
 
+/// Replaces this host's own policy.
+fn apply_local(context: &mut Context<'_>, file: Option<&Path>) -> Outcome {
+    let policy = file.map(read).transpose()?;
+    let done = match &policy {
+        Some(policy) => format!("policy applied, rules: {}", policy.rules.len()),
+        None => "policy as in the configuration file".to_owned(),
+    };
+    let notes = match context.call(Request::PolicyApply { policy })? {
+        Response::Done { changed, notes } if context.output.json => {
+            context.output.object("change", &serde_json::json!({ "changed": changed, "notes": notes }))?;
+            return Ok(exit::OK);
+        }
+        Response::Done { changed, notes } => {
+            context.output.note(if changed { &done } else { "unchanged" })?;
+            notes
+        }
+        other => return Err(unexpected(&other)),
+    };
+    // Warnings about rules that can never match, say.
+    notes.iter().try_for_each(|note| context.output.note(&format!("  {note}")))?;
+    Ok(exit::OK)
+}
+
 fn show(output: &mut Output, view: &PolicyView) -> Result<(), Failure> {
-    output.line(&format!("default {} ({}, revision {})", view.policy.default, view.origin, view.revision))?;
+    let origin = match view.cluster {
+        Some(revision) => format!("cluster revision {revision}"),
+        None => view.origin.clone(),
+    };
+    output.line(&format!("default {} ({origin}, revision {})", view.policy.default, view.revision))?;
     for (index, rule) in view.policy.rules.iter().enumerate() {
         let hits = view.hits.get(index).map(|hits| format!("  # {hits} hits")).unwrap_or_default();
         output.line(&format!("{:>3}  {rule}{hits}", index + 1))?;
@@ -84,6 +102,17 @@ fn show(output: &mut Output, view: &PolicyView) -> Result<(), Failure> {
 }
 
 fn read(path: &Path) -> Result<PolicySet, Failure> {
+    parse(path, &read_file(path)?)
+}
+
+/// The text of a file that holds a policy.
+fn read_text(path: &Path) -> Result<String, Failure> {
+    let text = read_file(path)?;
+    parse(path, &text)?;
+    Ok(text)
+}
+
+fn read_file(path: &Path) -> Result<String, Failure> {
     let mut text = String::new();
     let result = if path == Path::new("-") {
         std::io::stdin().take(MAX_RULES_BYTES).read_to_string(&mut text)
@@ -93,6 +122,10 @@ fn read(path: &Path) -> Result<PolicySet, Failure> {
     result.map_err(|error| {
         ApiError::new(Code::Io, format!("cannot read {}", path.display()), error.to_string(), "check the path")
     })?;
+    Ok(text)
+}
+
+fn parse(path: &Path, text: &str) -> Result<PolicySet, Failure> {
     text.parse().map_err(|error| {
         let what = format!("{} holds no policy", path.display());
         let next =

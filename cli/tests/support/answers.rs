@@ -10,6 +10,10 @@ use overlay_control::api::{
 use overlay_control::api::{
     CertificateInfo, Invitation, Joined, MembershipRequest, MembershipResponse, SecretText, TokenInfo,
 };
+use overlay_control::api::{
+    ClusterPolicyStatus, PolicyHost, PolicyHostState, PolicyRequest, PolicyRevision, PolicyStage, PolicyTexts,
+    PolicyWritten,
+};
 use overlay_control::codes::Code;
 use overlay_wire::{Encapsulation, HostId, Prefix};
 
@@ -241,8 +245,10 @@ pub(crate) fn answer(request: &Request) -> Answer {
                 .expect("a policy"),
             revision: 4,
             origin: "file".into(),
+            cluster: None,
             hits: vec![12, 0],
         }),
+        Request::ClusterPolicy(request) => cluster_policy(request),
         Request::PolicyTest(_) => Response::Verdict(TestVerdict {
             verdict: Verdict::Reject,
             rule: Some(RuleMatch { number: 2, rule: "reject any from any to any log".into() }),
@@ -333,4 +339,55 @@ pub(crate) fn answer(request: &Request) -> Answer {
         Request::PeerRemove { .. } => Response::Done { changed: false, notes: vec![] },
         _ => done(&[]),
     }])
+}
+
+fn cluster_policy(request: &PolicyRequest) -> Response {
+    let host = |name: &str, state, why: Option<&str>| PolicyHost {
+        name: name.into(),
+        state,
+        revision: (state != PolicyHostState::Waiting).then_some(7),
+        why: why.map(str::to_owned),
+        age_s: (state != PolicyHostState::Waiting).then_some(4),
+    };
+    let past = |revision, made: &str, rules| PolicyRevision {
+        revision,
+        author: "h1".into(),
+        made: made.into(),
+        seen: (std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_784_937_600)).into(),
+        rules,
+    };
+    match request {
+        PolicyRequest::Apply { .. } | PolicyRequest::Confirm | PolicyRequest::Rollback { .. } => {
+            Response::PolicyWritten(PolicyWritten {
+                revision: 7,
+                hash: "0a1b2c3d4e5f".into(),
+                notes: vec!["rule 2 matches nothing: no member is named h9".into()],
+            })
+        }
+        PolicyRequest::Status => Response::ClusterPolicy(Box::new(ClusterPolicyStatus {
+            revision: 7,
+            hash: "0a1b2c3d4e5f".into(),
+            author: Some("h1".into()),
+            made: Some("applied from a file".into()),
+            stage: PolicyStage::OnTrial,
+            left_s: Some(42),
+            previous: Some(5),
+            in_force: 7,
+            hosts: vec![
+                host("h1", PolicyHostState::InForce, None),
+                host("h2", PolicyHostState::Refused, Some("line 3: `zone` is no action")),
+                host("h3", PolicyHostState::Unreachable, None),
+            ],
+            history: vec![past(7, "applied from a file", Some(12)), past(6, "no policy of the cluster", None)],
+        })),
+        PolicyRequest::Texts => Response::PolicyTexts(Box::new(PolicyTexts {
+            revision: 7,
+            cluster: Some(
+                "default deny\nallow tcp/443 from any to 10.42.1.0/24\nallow udp/53 from any to any\n".into(),
+            ),
+            local: "default deny\nallow tcp/80,443 from any to 10.42.1.0/24\nallow udp/53 from any to any"
+                .parse()
+                .expect("a policy"),
+        })),
+    }
 }

@@ -83,8 +83,11 @@ pub struct PolicyView {
     pub policy: PolicySet,
     /// Counts up with every change.
     pub revision: u64,
-    /// `default`, `file` or `cli`.
+    /// `default`, `membership`, `file`, `cli`, or `cluster`: then the host's own does not count.
     pub origin: String,
+    /// The revision of the cluster's policy, where that is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<u64>,
     /// Hits per rule, in the order of the rules; empty when not counted.
     pub hits: Vec<u64>,
 }

@@ -13,6 +13,7 @@ use super::network::{
     DoctorMode, Event, Finding, Flow, FlowSelector, PingProgress, PolicyTest, PolicyView, RouteAdded, RouteEntry,
     RouteWhy, TestVerdict,
 };
+use super::policy::{ClusterPolicyStatus, PolicyRequest, PolicyTexts, PolicyWritten};
 use super::status::{PeerStatus, Status, VersionInfo};
 
 /// An encapsulation, or the one the configuration file asks for.
@@ -94,11 +95,13 @@ pub enum Request {
         /// The policy.
         policy: PolicySet,
     },
-    /// Replaces the policy of the CLI layer. Answer: `Done`.
+    /// Replaces the policy of the CLI layer, which counts where the cluster has none. Answer: `Done`.
     PolicyApply {
         /// The policy; absent: drop the one of the CLI layer.
         policy: Option<PolicySet>,
     },
+    /// The policy of the whole cluster.
+    ClusterPolicy(PolicyRequest),
     /// Judges a packet. Answer: `Verdict`.
     PolicyTest(PolicyTest),
     /// Tracked flows. Answer: `Flows`.
@@ -194,6 +197,7 @@ impl Request {
             | Self::EndpointRemove { .. }
             | Self::ConfigReload => true,
             Self::Membership(request) => request.is_change(),
+            Self::ClusterPolicy(request) => request.is_change(),
             Self::Doctor { mode, .. } => *mode != DoctorMode::Check,
             Self::Status
             | Self::PeerList
@@ -245,6 +249,12 @@ pub enum Response {
     RouteWhy(RouteWhy),
     /// The policy in force.
     Policy(PolicyView),
+    /// The policy of the whole cluster, and who has it.
+    ClusterPolicy(Box<ClusterPolicyStatus>),
+    /// A revision that was published.
+    PolicyWritten(PolicyWritten),
+    /// Policies to compare.
+    PolicyTexts(Box<PolicyTexts>),
     /// The outcome of a policy test.
     Verdict(TestVerdict),
     /// Flows.
@@ -305,6 +315,9 @@ impl Response {
             Self::RouteAdded(_) => "route_added",
             Self::RouteWhy(_) => "route_why",
             Self::Policy(_) => "policy",
+            Self::ClusterPolicy(_) => "cluster_policy",
+            Self::PolicyWritten(_) => "policy_written",
+            Self::PolicyTexts(_) => "policy_texts",
             Self::Verdict(_) => "verdict",
             Self::Flows { .. } => "flows",
             Self::Killed { .. } => "killed",

@@ -174,6 +174,11 @@ impl Api {
             .await?;
         let mut notes: Vec<String> =
             self.core.shared.snapshot.load().tables.policy.warnings().iter().map(ToString::to_string).collect();
+        if let Some(cluster) = self.core.cluster_policy.load().tracker.in_force().filter(|rules| rules.text.is_some()) {
+            let note =
+                format!("it is kept and not in force: revision {} of the cluster's policy counts", cluster.revision);
+            notes = vec![note];
+        }
         notes.extend(self.plumbing_follows().await);
         Ok(done(changed, notes))
     }

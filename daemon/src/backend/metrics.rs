@@ -43,9 +43,16 @@ impl Api {
         if let Some(certificate) = core.own_certificate.load().as_deref() {
             page.put(Metric::CertificateExpiry, &[], certificate.certificate.not_after as f64);
         }
-        let config = core.config.load();
-        page.put(Metric::PolicyInfo, &[&policy_hash(&config.policy)], 1.0);
-        page.count(Metric::PolicyRules, &[], config.policy.rules.len() as u64);
+        let policy = core.policy();
+        page.put(Metric::PolicyInfo, &[&policy_hash(&policy)], 1.0);
+        page.count(Metric::PolicyRules, &[], policy.rules.len() as u64);
+        let cluster = core.cluster_policy.load();
+        let revision = cluster.tracker.in_force().map_or(0, |rules| rules.revision);
+        page.count(Metric::PolicyClusterRevision, &[], revision);
+        let counters = cluster.tracker.counters();
+        page.count(Metric::PolicyChanges, &["applied"], counters.applied);
+        page.count(Metric::PolicyChanges, &["refused"], counters.refused);
+        page.count(Metric::PolicyChanges, &["lapsed"], counters.lapsed);
         let warnings = core.shared.snapshot.load().tables.policy.warnings().len();
         page.count(Metric::PolicyWarnings, &[], warnings as u64);
     }

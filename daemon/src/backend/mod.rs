@@ -2,6 +2,7 @@
 
 mod ask;
 mod change;
+mod cluster_policy;
 mod endpoints;
 mod look;
 mod membership;
@@ -65,6 +66,7 @@ impl Backend for Api {
             Request::PolicyShow => Ok(self.policy_show()),
             Request::PolicyCheck { policy } => Ok(self.policy_check(&policy)),
             Request::PolicyApply { policy } => self.policy_apply(policy).await,
+            Request::ClusterPolicy(request) => self.cluster_policy(request).await,
             Request::PolicyTest(test) => Ok(self.policy_test(&test)),
             Request::FlowList { selector, limit } => self.flow_list(&selector, limit),
             Request::FlowKill { selector } => self.flow_kill(&selector),

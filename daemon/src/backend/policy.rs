@@ -15,21 +15,30 @@ impl Api {
         let written = ["policy.rules", "policy.default"].map(|key| config.origins.of(key));
         let [rules, default] = written;
         let origin = if rules.layer == OriginLayer::Default { default } else { rules };
+        let cluster = self.core.cluster_policy.load();
+        let in_force = cluster.tracker.in_force().filter(|_| cluster.rules.is_some());
         Response::Policy(PolicyView {
-            policy: config.policy.clone(),
+            policy: self.core.policy().as_ref().clone(),
             revision: self.core.revision(),
             origin: match origin.layer {
+                _ if in_force.is_some() => "cluster",
                 OriginLayer::Default => "default",
                 OriginLayer::Membership => "membership",
                 OriginLayer::File => "file",
                 OriginLayer::Cli => "cli",
             }
             .to_owned(),
+            cluster: in_force.map(|rules| rules.revision),
             hits: self.core.shared.snapshot.load().tables.policy.hits(),
         })
     }
 
     pub(super) fn policy_check(&self, policy: &PolicySet) -> Response {
+        done(false, self.policy_warnings(policy))
+    }
+
+    /// What in a policy does not do what it seems to.
+    pub(super) fn policy_warnings(&self, policy: &PolicySet) -> Vec<String> {
         let view = self.core.view.load();
         let config = self.core.config.load();
         let resolve = |name: &str| -> Option<Vec<Prefix>> {
@@ -37,7 +46,7 @@ impl Api {
             known.then(|| view.rib.best().filter(|claim| claim.name == name).map(|claim| claim.prefix).collect())
         };
         let compiled = CompiledPolicy::compile(policy, &resolve);
-        done(false, compiled.warnings().iter().map(ToString::to_string).collect())
+        compiled.warnings().iter().map(ToString::to_string).collect()
     }
 
     pub(super) fn policy_test(&self, test: &PolicyTest) -> Response {

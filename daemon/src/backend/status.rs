@@ -67,6 +67,7 @@ impl Api {
                 next: "look at the disk; the message goes away with a restart".to_owned(),
             });
         }
+        problems.extend(self.policy_problems());
         if core.revoked.load().contains(&core.host) {
             problems.push(Problem {
                 code: "REVOKED".to_owned(),

@@ -19,7 +19,7 @@ use crate::core::{Core, MembershipChange};
 use crate::membership::{Bytes, Kept, Work};
 use crate::peers::PeerKind;
 
-fn unix_now() -> u64 {
+pub(super) fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
@@ -39,7 +39,7 @@ fn membership(kept: &Kept, is_issuer: bool) -> Membership {
         certificate: kept.certificate(),
         introductions: introductions.collect(),
         remembered: remembered.collect(),
-        policy: None,
+        policy: kept.cluster_policy.newest.clone(),
         is_issuer,
     }
 }
@@ -162,6 +162,7 @@ impl Director {
             Bytes(bytes)
         });
         kept.records = encoded.collect();
+        kept.cluster_policy = self.policy.save();
         Some(kept)
     }
 

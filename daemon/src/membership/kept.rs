@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use overlay_config::{MembershipLayer, PublicKey};
+use overlay_routing::policy::SavedPolicy;
 use overlay_wire::gossip::Grant;
 use overlay_wire::membership::{ClusterSettings, SignedCertificate};
 use overlay_wire::policy::DefaultPolicy;
@@ -67,6 +68,9 @@ pub(crate) struct Kept {
     pub(crate) peers: Vec<SavedPeer>,
     /// Whether a backup of the authority's key was made here.
     pub(crate) has_backup: bool,
+    /// The policy of the whole cluster: what is in force, what is on trial, and what can be gone back to.
+    #[serde(default)]
+    pub(crate) cluster_policy: SavedPolicy,
 }
 
 impl Kept {
@@ -89,6 +93,7 @@ impl Kept {
             records: Vec::new(),
             peers: Vec::new(),
             has_backup: false,
+            cluster_policy: SavedPolicy::default(),
         }
     }
 

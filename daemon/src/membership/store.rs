@@ -67,6 +67,13 @@ impl Store {
         self.0.membership.lock().1.clone()
     }
 
+    /// Whether a revision of the cluster's policy would outlive a restart.
+    pub(crate) fn has_policy(&self, revision: u64, hash: &[u8; 32]) -> bool {
+        let membership = self.0.membership.lock();
+        let newest = membership.1.as_ref().and_then(|kept| kept.cluster_policy.newest.as_ref());
+        newest.is_some_and(|newest| (newest.revision, &newest.hash) == (revision, hash))
+    }
+
     /// The configuration layer of the membership.
     pub(crate) fn layer(&self) -> Option<MembershipLayer> {
         self.layer_of(self.0.membership.lock().1.as_ref()?)

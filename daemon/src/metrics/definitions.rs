@@ -98,6 +98,10 @@ metrics! {
         "Rules in force, without the default.";
     PolicyWarnings = Gauge "overlay_policy_warnings" "" []
         "Rules that do not do what they seem to.";
+    PolicyClusterRevision = Gauge "overlay_policy_cluster_revision" "" []
+        "Revision of the cluster's policy that is in force here; 0 where this host's own counts.";
+    PolicyChanges = Counter "overlay_policy_changes" "" ["outcome"]
+        "Revisions of the cluster's policy that were applied here, refused, or went back unconfirmed (lapsed).";
     PeerInfo = Gauge "overlay_peer_info" "" ["peer" "kind" "encapsulation"]
         "Always 1; the labels say member or foreign, and how packets to it are carried now.";
     PeerControl = Gauge "overlay_peer_control_state" "" ["peer"]

@@ -107,6 +107,17 @@ impl Plumber {
         self.host_script = host_policy::script(&self.config, policy);
     }
 
+    /// Puts a policy in force now; one that the kernel refuses changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses it or `nft` cannot be run.
+    pub fn try_host_policy(&mut self, policy: &HostPolicy) -> Result<(), PlumbingError> {
+        let script = host_policy::script(&self.config, policy);
+        self.host_policy.ensure(&script, Look::Known)?;
+        self.host_script = script;
+        Ok(())
+    }
+
     /// Repairs the host. Failures become problems; everything that can be done is done.
     pub async fn reconcile(&mut self, scope: Scope) -> Reconciled {
         let mut outcome = Reconciled::default();

@@ -36,6 +36,7 @@ type Reply<T> = oneshot::Sender<T>;
 enum Command {
     SetRoutes(LearnedRoutes),
     SetHostPolicy(Arc<HostPolicy>),
+    TryHostPolicy(Arc<HostPolicy>, Reply<Result<(), PlumbingError>>),
     Settled(Reply<()>),
     Reconcile(Reply<Reconciled>),
     Prepare(EndpointRequest, Reply<Result<Lease, PlumbingError>>),
@@ -99,6 +100,14 @@ impl PlumbingHandle {
     #[must_use]
     pub fn try_set_host_policy(&self, policy: Arc<HostPolicy>) -> bool {
         self.commands.try_send(Command::SetHostPolicy(policy)).is_ok()
+    }
+
+    /// Puts a policy between containers and this host in force now, or leaves the one before.
+    ///
+    /// # Errors
+    /// When the kernel refuses it, or the thread has ended.
+    pub async fn try_host_policy(&self, policy: Arc<HostPolicy>) -> Result<(), PlumbingError> {
+        self.call(|reply| Command::TryHostPolicy(policy, reply)).await?
     }
 
     /// Waits until everything asked for so far is done.
@@ -253,6 +262,7 @@ async fn obey(plumber: &mut Plumber, command: Command, problems: &Mutex<Vec<Prob
             plumber.set_host_policy(&policy);
             look(plumber, Scope::Routing, problems).await;
         }
+        Command::TryHostPolicy(policy, reply) => drop(reply.send(plumber.try_host_policy(&policy))),
         Command::Settled(reply) => drop(reply.send(())),
         Command::Reconcile(reply) => drop(reply.send(look(plumber, Scope::Everything, problems).await)),
         Command::Prepare(request, reply) => drop(reply.send(plumber.prepare(&request).await)),

@@ -21,11 +21,13 @@ use super::sockets::{Sockets, open_sockets};
 use super::{Next, Process, check_identities};
 use crate::asking::Listeners;
 use crate::backend::Api;
+use crate::cluster_policy::PolicyState;
 use crate::core::{Change, Core, CoreParts, host_addresses, unix_ms};
 use crate::counters::PathCounters;
 use crate::device::{DeviceConfig, DeviceError, Queue, QueueIndex};
 use crate::director::{
-    ANYWHERE, Director, announcements, enter, foreign_prefixes, own_endpoints, own_host, publish, static_members,
+    ANYWHERE, Director, PolicyDriver, announcements, enter, foreign_prefixes, own_endpoints, own_host, publish,
+    static_members,
 };
 use crate::events::EventLog;
 use crate::flow_store::{FlowSaver, FlowStore};
@@ -144,9 +146,10 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     let queue = Queue::open(&device, QueueIndex(0)).map_err(device_error)?;
     let offload = queue.offload();
 
-    let (plumbing, first, plumbing_thread) = plumbing::start(plumbing_config(&config, mtu), first_host_policy(&config))
-        .await
-        .map_err(|error| plumbing_error(&error))?;
+    let policy = PolicyState::restored(process.store.kept().map(|kept| kept.cluster_policy).unwrap_or_default(), start);
+    let first_policy = first_host_policy(&config, policy.rules.as_deref().unwrap_or(&config.policy));
+    let (plumbing, first, plumbing_thread) =
+        plumbing::start(plumbing_config(&config, mtu), first_policy).await.map_err(|error| plumbing_error(&error))?;
     for problem in &first.problems {
         tracing::warn!(code = problem.code, why = %problem.why, next = %problem.next, "{}", problem.what);
     }
@@ -199,6 +202,7 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
         leave,
         work: work.clone(),
         store: process.store.clone(),
+        cluster_policy: policy,
         config: Arc::new(config),
     }));
     let parts = DirectorParts { boot_epoch, datagrams, worker_events, changes, work, keeper };
@@ -438,6 +442,7 @@ fn director(
         keeper: parts.keeper,
         is_unkept: false,
         must_keep: false,
+        policy: PolicyDriver::new(core),
     })
 }
 

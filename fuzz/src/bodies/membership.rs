@@ -11,7 +11,7 @@ use overlay_routing::membership::{
 use overlay_wire::gossip::envelope::MAX_SENT_BYTES;
 use overlay_wire::membership::certificate::{certificate_body, decode_certificate_body};
 use overlay_wire::membership::{
-    AuthorityBody, ClusterSettings, JoinAnswer, JoinContent, Labels, PolicyShard, PolicyStatus, Rights,
+    AuthorityBody, ClusterSettings, JoinAnswer, JoinContent, Labels, PolicyDocument, PolicyShard, PolicyStatus, Rights,
     SignedCertificate,
 };
 use overlay_wire::policy::DefaultPolicy;
@@ -42,6 +42,11 @@ pub fn formats(bytes: &[u8]) {
         if let Ok(piece) = PolicyShard::decode(bytes, shard) {
             assert_eq!(piece.encode(), bytes);
         }
+    }
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && let Ok(document) = PolicyDocument::parse(text)
+    {
+        assert_eq!(document.emit().as_deref(), Ok(text));
     }
     if let Ok(status) = PolicyStatus::decode(bytes) {
         assert_eq!(status.encode(), bytes);

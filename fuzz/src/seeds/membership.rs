@@ -5,7 +5,8 @@ use overlay_routing::membership::{CaKey, Issuer, IssuerConfig, KdfCost, Token, T
 use overlay_wire::membership::certificate::certificate_body;
 use overlay_wire::membership::{
     Admission, AuthorityBody, CaId, Certificate, ClusterSettings, JoinAnswer, JoinContent, JoinRefusal, Labels,
-    PolicyOutcome, PolicyShard, PolicyStatus, Rights, Serial, SignedCertificate, TokenId,
+    PolicyDocument, PolicyMade, PolicyOutcome, PolicyShard, PolicyStatus, PolicyTrial, PreviousPolicy, Rights, Serial,
+    SignedCertificate, TokenId,
 };
 use overlay_wire::policy::DefaultPolicy;
 use overlay_wire::{Encapsulation, HostId};
@@ -47,7 +48,14 @@ pub(super) fn formats() -> Vec<(&'static str, Vec<u8>)> {
     let keys = AuthorityBody::Keys { key: [1; 32], successor: Some([2; 32]), retired: vec![CaId([3; 16])] };
     let revoked = AuthorityBody::Revoked(vec![HostId([1; 16]), HostId([2; 16])]);
     let piece = PolicyShard { revision: 4, hash: [5; 32], count: 1, piece: b"default deny\n".to_vec() };
-    let status = PolicyStatus { revision: 4, hash: [5; 32], outcome: PolicyOutcome::Refused };
+    let status =
+        PolicyStatus { revision: 4, hash: [5; 32], outcome: PolicyOutcome::Refused, reason: "line 3".to_owned() };
+    let previous = Some(PreviousPolicy { revision: 3, rules: "default open\n".to_owned() });
+    let document = PolicyDocument {
+        made: PolicyMade::RolledBack(2),
+        rules: Some("default deny\n".to_owned()),
+        trial: Some(PolicyTrial { seconds: 60, written: 1_800_000_000, previous }),
+    };
     let join = JoinContent { identity: [1; 32], name: "h1".to_owned(), secret: [2; 16], signature: [3; 64] };
     let admitted = JoinAnswer::Admitted(Box::new(Admission {
         ca: [1; 32],
@@ -64,6 +72,7 @@ pub(super) fn formats() -> Vec<(&'static str, Vec<u8>)> {
         ("authority-revoked", revoked.encode().expect("a seed fits")),
         ("policy-piece", piece.encode()),
         ("policy-status", status.encode()),
+        ("policy-document", document.emit().expect("a seed fits").into_bytes()),
         ("join", join.encode()),
         ("admitted", admitted.encode().expect("a seed fits")),
         ("refused", JoinAnswer::Refused(JoinRefusal::UsedUp).encode().expect("a seed fits")),

@@ -51,7 +51,8 @@ pub struct Introduction {
 }
 
 /// The policy of the whole cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ClusterPolicy {
     /// Its revision; the greater (revision, hash) counts.
     pub revision: u64,

@@ -93,6 +93,12 @@ impl Gossip {
         }
     }
 
+    /// Whether a host, this one included, may write the cluster's policy now.
+    #[must_use]
+    pub fn has_policy_right(&self, host: HostId) -> bool {
+        self.may_write_policy(host)
+    }
+
     fn may_write_policy(&self, host: HostId) -> bool {
         let certificate = if host == self.host {
             self.trust.certificate.as_ref().filter(|_| self.trust.standing == Standing::Full && !self.trust.own_revoked)

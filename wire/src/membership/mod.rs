@@ -4,6 +4,7 @@
 
 pub mod authority;
 pub mod certificate;
+pub mod document;
 pub mod join;
 pub mod policy;
 
@@ -12,5 +13,6 @@ mod tests;
 
 pub use authority::{AuthorityBody, REVOKED_PER_RECORD, authority_shard};
 pub use certificate::{CaId, Certificate, Labels, Rights, Serial, SignedCertificate};
+pub use document::{DocumentError, PolicyDocument, PolicyMade, PolicyTrial, PreviousPolicy};
 pub use join::{Admission, ClusterSettings, JoinAnswer, JoinContent, JoinRefusal, TokenId};
 pub use policy::{MAX_POLICY_BYTES, PolicyOutcome, PolicyShard, PolicyStatus};

@@ -7,6 +7,8 @@ use crate::gossip::codec::{DecodeError, Reader};
 pub const POLICY_PIECE_BYTES: usize = 960;
 /// The most pieces of one text.
 pub const MAX_POLICY_SHARDS: usize = 32;
+/// The longest reason of a refusal, in bytes.
+pub const MAX_REASON_BYTES: usize = 200;
 /// The longest policy text.
 pub const MAX_POLICY_BYTES: usize = POLICY_PIECE_BYTES * MAX_POLICY_SHARDS;
 
@@ -83,12 +85,14 @@ impl PolicyShard {
 pub enum PolicyOutcome {
     /// It is in force there.
     Applied,
-    /// It could not be compiled there; the one before is still in force.
+    /// It could not be put in force there; the one before is still in force.
     Refused,
+    /// Nobody confirmed it in time, so the one before is in force again.
+    Lapsed,
 }
 
 /// The body of a POLICY-STATUS record.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PolicyStatus {
     /// The revision.
     pub revision: u64,
@@ -96,6 +100,8 @@ pub struct PolicyStatus {
     pub hash: [u8; 32],
     /// What became of it.
     pub outcome: PolicyOutcome,
+    /// Why it was refused; empty otherwise. Longer ones than [`MAX_REASON_BYTES`] are cut.
+    pub reason: String,
 }
 
 impl PolicyStatus {
@@ -108,7 +114,13 @@ impl PolicyStatus {
         out.push(match self.outcome {
             PolicyOutcome::Applied => 1,
             PolicyOutcome::Refused => 2,
+            PolicyOutcome::Lapsed => 3,
         });
+        if self.outcome == PolicyOutcome::Refused {
+            let mut ends = (0..=MAX_REASON_BYTES.min(self.reason.len())).rev();
+            let end = ends.find(|at| self.reason.is_char_boundary(*at)).unwrap_or(0);
+            out.extend_from_slice(self.reason.get(..end).unwrap_or_default().as_bytes());
+        }
         out
     }
 
@@ -126,9 +138,14 @@ impl PolicyStatus {
         let outcome = match reader.u8("policy outcome")? {
             1 => PolicyOutcome::Applied,
             2 => PolicyOutcome::Refused,
+            3 => PolicyOutcome::Lapsed,
             _ => return Err(DecodeError::Value { field: "policy outcome" }),
         };
-        reader.finish()?;
-        Ok(Self { revision, hash, outcome })
+        let reason = reader.rest();
+        if reason.len() > MAX_REASON_BYTES || (outcome != PolicyOutcome::Refused && !reason.is_empty()) {
+            return Err(DecodeError::Value { field: "policy reason" });
+        }
+        let reason = String::from_utf8(reason.to_vec()).map_err(|_| DecodeError::Value { field: "policy reason" })?;
+        Ok(Self { revision, hash, outcome, reason })
     }
 }

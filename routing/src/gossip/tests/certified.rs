@@ -435,7 +435,9 @@ fn policy_reaches_all_and_the_highest_whole_one_counts() {
     let now = sim.now;
     for at in 0..6 {
         let outcome = if at == 4 { PolicyOutcome::Refused } else { PolicyOutcome::Applied };
-        sim.nodes[at].gossip.publish_policy_status(PolicyStatus { revision: 1, hash, outcome }, now);
+        sim.nodes[at]
+            .gossip
+            .publish_policy_status(PolicyStatus { revision: 1, hash, outcome, reason: String::new() }, now);
     }
     let refused_at = |sim: &Sim| {
         let statuses = sim.nodes[0].gossip.policy_statuses();
