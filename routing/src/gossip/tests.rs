@@ -6,5 +6,6 @@ mod check;
 mod cluster;
 mod forgery;
 mod large;
+mod paths;
 mod sim;
 mod vectors;
