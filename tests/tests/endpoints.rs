@@ -39,7 +39,7 @@ struct Ipv4Cut(String);
 impl Ipv4Cut {
     fn make(overlay: &Overlay) -> Ipv4Cut {
         let switch = overlay.lab.switch().namespace().to_owned();
-        let rules = "table ip test_cut { chain f { type filter hook forward priority -10; policy drop; } }";
+        let rules = "table ip test_cut {\n chain f {\n type filter hook forward priority -10; policy drop;\n }\n}\n";
         nft(&switch, rules).unwrap();
         Ipv4Cut(switch)
     }

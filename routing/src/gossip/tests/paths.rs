@@ -240,3 +240,19 @@ fn host_whose_endpoints_are_written_down_publishes_no_others() {
     let view = sim.nodes[2].gossip.member(sim.id(0)).expect("a member");
     assert_eq!(view.host_record.map(|body| body.endpoints), Some(vec![sim.nodes[0].address]));
 }
+
+#[test]
+fn behind_a_nat_nobody_is_left_without_a_datagram_for_long() {
+    let mut sim = behind_nats(NatKind::EndpointIndependent, 3);
+    sim.run_until(SECOND * 15, Sim::all_up);
+    sim.run_until(SECOND * 3, |sim| sim.nodes.iter().all(|node| node.gossip.peers.values().all(|p| p.probe.is_none())));
+    let now = sim.now;
+    let kept_open = |sim: &mut Sim, at: usize, after: u64| {
+        let gossip = &mut sim.nodes[at].gossip;
+        gossip.keepalive_tick(now + SECOND * after as u32);
+        std::iter::from_fn(|| gossip.poll_transmit()).map(|sent| sent.to).collect::<BTreeSet<_>>().len()
+    };
+    assert_eq!(kept_open(&mut sim, 0, 20), 0, "rounds were made lately");
+    assert_eq!(kept_open(&mut sim, 0, 26), 2);
+    assert_eq!(kept_open(&mut sim, 2, 26), 0, "no NAT stands in front of it");
+}
