@@ -46,6 +46,8 @@ pub struct View {
     pub verdicts: BTreeMap<HostId, Vec<(Prefix, RouteVerdict)>>,
     /// Where members see us.
     pub observed: Vec<SocketAddr>,
+    /// Whether members see this host at an address that is not its own.
+    pub is_behind_nat: bool,
     /// What became of gossip datagrams.
     pub counters: GossipCounters,
 }

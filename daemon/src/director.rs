@@ -1,6 +1,7 @@
 //! The director: the one task that owns gossip and may change what is in force. It drives the gossip state machine,
 //! applies configuration changes whole, rebuilds the packet path's snapshot, and sends data-path probes.
 
+mod endpoints;
 mod membership;
 mod policy;
 
@@ -10,22 +11,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use overlay_config::{Applies, Config, Role};
+use overlay_config::{Applies, Config};
 use overlay_control::api::Severity;
 use overlay_control::{ApiError, Code};
 use overlay_dataplane::{HostPolicy, RuleEvent};
-use overlay_routing::gossip::{
-    Authority, ForeignPrefixes, Gossip, GossipEvent, MemberView, OwnHost, StaticMember, Transmit,
-};
+use overlay_routing::gossip::{Authority, ForeignPrefixes, Gossip, GossipEvent, OwnHost, StaticMember, Transmit};
 use overlay_routing::identity::IdentityPublic;
 use overlay_wire::gossip::RouteAnnouncement;
+use overlay_wire::gossip::body::{FEATURE_CLOCK, FEATURE_PATHS};
 use overlay_wire::{HostId, Prefix};
 use tokio::sync::mpsc;
 
 use crate::asking::{Listeners, Question, Told};
 use crate::core::{Change, Core, View, host_address, unix_ms};
 use crate::membership::{Kept, Work};
-use crate::peers::{Peer, PeerKind};
+use crate::peers::PeerKind;
 use crate::plumbing::LearnedRoutes;
 use crate::probe::{self, DataState};
 use crate::rebuild::{MemberInput, rebuild};
@@ -47,6 +47,7 @@ const PATHS_EVERY: Duration = Duration::from_millis(250);
 /// How often what gossip learned is kept on disk.
 const KEEP_EVERY: Duration = Duration::from_secs(2);
 
+pub use endpoints::{Underlay, own_endpoints};
 pub(crate) use membership::{enter, publish};
 pub(crate) use policy::{PolicyDriver, made as policy_made};
 
@@ -91,6 +92,8 @@ pub struct Director {
     pub worker_events: mpsc::Receiver<WorkerEvent>,
     /// What the API asks for.
     pub changes: mpsc::Receiver<Change>,
+    /// What is known of this host's underlay.
+    pub underlay: Underlay,
     /// Own endpoints as last published.
     pub endpoints: Vec<SocketAddr>,
     /// The routes the plumbing was last given.
@@ -118,6 +121,8 @@ impl Director {
     pub async fn run(mut self, mut stop: tokio::sync::watch::Receiver<bool>) {
         self.gossip.handle_timeout(Instant::now());
         self.drain(true);
+        let changed = self.underlay.open(&self.core);
+        let mut look: Option<Instant> = None;
         let mut probe = tokio::time::interval(PROBE_FIRST);
         probe.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let quick_until = Instant::now() + PROBE_FIRST_FOR;
@@ -139,11 +144,11 @@ impl Director {
                     return;
                 }
                 Some(datagram) = self.datagrams.recv() => {
-                    self.gossip.handle_datagram(datagram.from, &datagram.bytes, Instant::now());
+                    self.take_datagram(&datagram);
                     // What else waits already is taken in the same turn.
                     for _ in 0..64 {
                         let Ok(datagram) = self.datagrams.try_recv() else { break };
-                        self.gossip.handle_datagram(datagram.from, &datagram.bytes, Instant::now());
+                        self.take_datagram(&datagram);
                     }
                     self.drain(false);
                 }
@@ -163,7 +168,12 @@ impl Director {
                 }
                 _ = underlay.tick() => {
                     self.tell_time();
-                    self.refresh_underlay();
+                    self.refresh_underlay().await;
+                }
+                () = changed.notified() => look = look.or_else(|| Some(self.underlay.next_look(Instant::now()))),
+                () = tokio::time::sleep_until(look.unwrap_or(due).into()), if look.is_some() => {
+                    look = None;
+                    self.refresh_underlay().await;
                 }
                 _ = keep.tick(), if self.is_unkept => self.keep(),
                 _ = paths.tick() => {
@@ -179,7 +189,10 @@ impl Director {
 
     fn transmit(&mut self) {
         while let Some(transmit) = self.gossip.poll_transmit() {
-            self.sockets.send(&transmit);
+            match self.underlay.source_towards(&transmit.to) {
+                Some(source) => self.underlay.replies.send(&self.sockets, &transmit, source),
+                None => self.sockets.send(&transmit),
+            }
         }
     }
 
@@ -236,13 +249,6 @@ impl Director {
         self.drain(false);
     }
 
-    /// A member answers at another address: its tunnel follows unless packets prove a newer one later.
-    fn move_path(&self, host: HostId, endpoint: SocketAddr) {
-        if let Some(peer) = self.core.find_peer(&PeerKind::Member(host)) {
-            Peer::learn_path(&mut peer.state.lock(), endpoint, None);
-        }
-    }
-
     fn rebuild(&mut self) {
         let now = Instant::now();
         let core = Arc::clone(&self.core);
@@ -278,6 +284,7 @@ impl Director {
         core.view.store(Arc::new(View {
             verdicts: self.gossip.announced_verdicts(),
             observed: self.gossip.observed_addresses().into_iter().collect(),
+            is_behind_nat: self.gossip.is_behind_nat(),
             counters: self.gossip.counters(),
             rib,
             members,
@@ -339,6 +346,10 @@ impl Director {
                 Some(&view(host)),
                 "two machines use its identity, or its clock and state went back",
             ),
+            GossipEvent::ReflexiveAddress { address } => {
+                let told = format!("members see this host at {address}, which is not its own: there is a NAT between");
+                events.info("underlay-nat", None, told);
+            }
             GossipEvent::RoutesChanged => events.info("routes-changed", None, "the routes in use changed"),
             GossipEvent::RecordChanged { .. }
             | GossipEvent::SourceValidated { .. }
@@ -348,7 +359,6 @@ impl Director {
             | GossipEvent::CheckAnswered { .. }
             | GossipEvent::ClockAsked { .. }
             | GossipEvent::ClockTold { .. }
-            | GossipEvent::ReflexiveAddress { .. }
             | GossipEvent::MemberAdded { .. }
             | GossipEvent::MemberRevoked { .. }
             | GossipEvent::OwnIdentityRevoked
@@ -424,14 +434,14 @@ impl Director {
         let refused = |error: overlay_routing::gossip::GossipError| {
             ApiError::new(Code::Config, "nothing was changed", error.to_string(), "shorten the list and try again")
         };
-        let endpoints = own_endpoints(&next, &self.core.view.load().members);
+        let endpoints = own_endpoints(&next, &self.core.view.load().members, self.underlay.found());
         let old = self.core.config.load_full();
         // Each step refuses or takes effect; earlier ones are taken back when a later one refuses.
         let steps = self
             .gossip
             .set_members(static_members(&next), now)
             .and_then(|()| self.gossip.announce(announcements(&next), now))
-            .and_then(|()| self.gossip.set_own_host(own_host(&self.core, &next, &endpoints), now));
+            .and_then(|()| endpoints::set_own(&mut self.gossip, &next, own_host(&self.core, &next, &endpoints), now));
         if let Err(error) = steps {
             let _ = self.gossip.set_members(static_members(&old), now);
             let _ = self.gossip.announce(announcements(&old), now);
@@ -495,7 +505,7 @@ impl Director {
     /// Sends one probe to every member whose address is known.
     fn probe(&mut self) {
         let now = Instant::now();
-        let view = self.core.view.load();
+        let view = self.core.view.load_full();
         for member in &view.members {
             let Some(record) = &member.host_record else { continue };
             let Some(peer) = self.core.find_peer(&PeerKind::Member(member.host)) else { continue };
@@ -510,6 +520,7 @@ impl Director {
                 (probes.send(now), before)
             };
             let after = peer.probes.lock().state();
+            self.note_data_path(member, after, now);
             if before != after && after == DataState::Down {
                 self.core.events.warn("data-down", Some(&member.name), "three data-path probes in a row were lost");
             }
@@ -517,23 +528,7 @@ impl Director {
                 self.core.worker.send(WorkerCommand::Inject(packet));
             }
         }
-    }
-
-    /// Looks at the underlay again: own addresses may have changed, and MTUs.
-    fn refresh_underlay(&mut self) {
-        let config = self.core.config.load_full();
-        let endpoints = own_endpoints(&config, &self.core.view.load().members);
-        if endpoints != self.endpoints {
-            self.core.events.info("underlay-changed", None, format!("own endpoints are now {endpoints:?}"));
-            self.endpoints = endpoints;
-            self.core.own_endpoints.store(Arc::new(self.endpoints.clone()));
-            let own = own_host(&self.core, &config, &self.endpoints);
-            if let Err(error) = self.gossip.set_own_host(own, Instant::now()) {
-                self.core.events.warn("own-record", None, error.to_string());
-            }
-            self.gossip.probe_now(Instant::now());
-        }
-        self.drain(true);
+        self.transmit();
     }
 }
 
@@ -617,30 +612,6 @@ fn path_mtus(core: &Core) -> Vec<(SocketAddr, u16)> {
     members.filter_map(|to| route_to(to, mark).ok().map(|route| (to, route.mtu))).collect()
 }
 
-/// Where members reach this host: what the file says, else the sources the kernel uses towards the members.
-#[must_use]
-pub fn own_endpoints(config: &Config, known: &[MemberView]) -> Vec<SocketAddr> {
-    if !config.node.endpoints.is_empty() {
-        return config.node.endpoints.clone();
-    }
-    let mut towards: Vec<SocketAddr> = config.members.iter().filter_map(|member| member.endpoint).collect();
-    if config.role == Role::Certified {
-        // Members that are not known yet come from anywhere.
-        towards.extend(known.iter().filter_map(|member| member.endpoint));
-        towards.extend(ANYWHERE);
-    }
-    let mut endpoints: Vec<SocketAddr> = towards
-        .into_iter()
-        .filter_map(|to| route_to(to, config.plumbing.mark_socket).ok())
-        .map(|route| SocketAddr::new(route.source, config.overlay.listen_port))
-        .filter(|endpoint| !endpoint.ip().is_loopback())
-        .collect();
-    endpoints.sort_unstable();
-    endpoints.dedup();
-    endpoints.truncate(overlay_wire::gossip::body::MAX_ENDPOINTS);
-    endpoints
-}
-
 /// What this host says about itself.
 #[must_use]
 pub fn own_host(core: &Core, config: &Config, endpoints: &[SocketAddr]) -> OwnHost {
@@ -650,7 +621,7 @@ pub fn own_host(core: &Core, config: &Config, endpoints: &[SocketAddr]) -> OwnHo
         wireguard_key: core.keys.public(),
         encapsulation: config.overlay.encapsulation,
         mtu: core.mtu,
-        features: overlay_wire::gossip::body::FEATURE_CLOCK,
+        features: FEATURE_CLOCK | FEATURE_PATHS,
         software: env!("CARGO_PKG_VERSION").to_owned(),
         prefixes: config.node.prefixes.clone(),
     }

@@ -269,6 +269,8 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ("certificate", Message::Certificate { nonce: 1, certificate: Box::new(membership::certificate()) }),
         ("verdicts", Message::Verdicts { version: 7, entries: vec![(prefix("10.42.1.0/24"), RouteVerdict::Accepted)] }),
         ("clock-request", Message::ClockRequest { nonce: 1 }),
+        ("path-probe", Message::PathProbe { nonce: 1 }),
+        ("path-ack", Message::PathAck { nonce: 1, observed: Some(endpoint()) }),
         ("clock", Message::Clock { nonce: 1, unix_ms: 1_800_000_000_000 }),
     ];
     let encode = |message: Message| {

@@ -123,13 +123,15 @@ impl Cluster {
             self.overlay
         );
         for member in lab.hosts() {
-            let endpoint = match self.underlay {
-                Family::V4 => format!("{}:{PORT}", member.underlay_v4()),
-                Family::V6 => format!("[{}]:{PORT}", member.underlay_v6()),
+            let endpoint = match (member.nat(), self.underlay) {
+                // Nobody outside can reach it first.
+                (Some(_), _) => String::new(),
+                (None, Family::V4) => format!("endpoint = \"{}:{PORT}\"\n", member.underlay_v4()),
+                (None, Family::V6) => format!("endpoint = \"[{}]:{PORT}\"\n", member.underlay_v6()),
             };
             let _ = write!(
                 text,
-                "[[member]]\nname = \"{}\"\nidentity = \"{}\"\nendpoint = \"{endpoint}\"\nallow = [{}]\n\n",
+                "[[member]]\nname = \"{}\"\nidentity = \"{}\"\n{endpoint}allow = [{}]\n\n",
                 member.name(),
                 self.identity(member.index()).public(),
                 list(self.grants.get(member.name()).unwrap_or(&self.allow))

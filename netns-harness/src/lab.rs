@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::binaries::Binaries;
 use crate::impair::{self, Impairment};
 use crate::journal::{self, ProcessId};
+use crate::nat::{self, Nat};
 use crate::netns::{self, View};
 use crate::state::{Directory, LabState, PREFIX};
 use crate::wire::WireSpec;
@@ -35,12 +36,15 @@ pub struct HostSpec {
     pub mtu: u32,
     /// A userspace wire with seeded faults instead of a plain link.
     pub wire: Option<WireSpec>,
+    /// A router with NAT between it and the switch; the host has IPv4 only then.
+    #[serde(default)]
+    pub nat: Option<Nat>,
 }
 
 impl HostSpec {
     /// A host on a plain link with MTU 1500.
     pub fn named(name: &str) -> HostSpec {
-        HostSpec { name: name.to_owned(), mtu: 1500, wire: None }
+        HostSpec { name: name.to_owned(), mtu: 1500, wire: None, nat: None }
     }
 
     /// Hosts `h1` to `hN` on plain links.
@@ -51,6 +55,12 @@ impl HostSpec {
     /// The same host with another MTU.
     pub fn with_mtu(mut self, mtu: u32) -> HostSpec {
         self.mtu = mtu;
+        self
+    }
+
+    /// The same host behind a router with NAT.
+    pub fn behind(mut self, nat: Nat) -> HostSpec {
+        self.nat = Some(nat);
         self
     }
 
@@ -68,6 +78,7 @@ pub struct Host {
     index: usize,
     view: View,
     directory: PathBuf,
+    nat: Option<Nat>,
     pub(crate) daemon: Mutex<Option<Child>>,
 }
 
@@ -87,7 +98,17 @@ impl Host {
         &self.view
     }
 
-    /// Its underlay IPv4 address.
+    /// The NAT in front of it.
+    pub fn nat(&self) -> Option<Nat> {
+        self.nat
+    }
+
+    /// Its own IPv4 address where it is behind a NAT.
+    pub fn inside_v4(&self) -> Option<Ipv4Addr> {
+        self.nat.map(|_| nat::inside(self.number()))
+    }
+
+    /// Its underlay IPv4 address; behind a NAT that of its router.
     pub fn underlay_v4(&self) -> Ipv4Addr {
         underlay::ipv4(self.index)
     }
@@ -189,6 +210,7 @@ impl Lab {
                 index,
                 view: View::with_private(&format!("{PREFIX}{name}-{}", spec.name), &private),
                 directory: private,
+                nat: spec.nat,
                 daemon: Mutex::new(None),
             }
         });
@@ -208,6 +230,9 @@ impl Lab {
                 std::fs::create_dir_all(host.directory.join(directory))?;
             }
             netns::create(host.view.namespace())?;
+        }
+        for host in self.hosts.iter().filter(|host| host.nat.is_some()) {
+            netns::create(&underlay::router(host.view.namespace()))?;
         }
         for (host, spec) in self.hosts.iter().zip(&state.hosts) {
             if let Some(wire) = &spec.wire {

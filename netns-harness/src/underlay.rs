@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::command::ip_batch;
 use crate::lab::{HostSpec, Topology};
+use crate::nat::{self, Nat};
 use crate::netns;
 
 /// The switch's address on each of its ports.
@@ -63,7 +64,41 @@ pub(crate) fn build(topology: Topology, switch: &str, hosts: &[(HostSpec, String
     }
 }
 
+/// The namespace of the router in front of a host's namespace.
+pub(crate) fn router(namespace: &str) -> String {
+    format!("{namespace}-nat")
+}
+
+fn behind_router(switch: &str, index: usize, host: &HostSpec, namespace: &str, kind: Nat) -> Result<()> {
+    if host.wire.is_some() {
+        bail!("{} cannot be behind a router and a userspace wire", host.name);
+    }
+    let (router, port, mtu, v4) = (router(namespace), &host.name, host.mtu, ipv4(index));
+    ip_batch(switch, &[format!("link add {port} mtu {mtu} type veth peer name wan mtu {mtu} netns {router}")])?;
+    ip_batch(
+        &router,
+        &[
+            format!("addr add {v4}/32 dev wan"),
+            "link set wan up".to_owned(),
+            format!("route add default via {GATEWAY_V4} dev wan onlink"),
+        ],
+    )?;
+    ip_batch(
+        switch,
+        &[
+            format!("link set {port} addrgenmode none"),
+            format!("addr add {GATEWAY_V4}/32 dev {port}"),
+            format!("link set {port} up"),
+            format!("route add {v4}/32 dev {port}"),
+        ],
+    )?;
+    nat::build(&router, namespace, number(index), mtu, kind)
+}
+
 fn routed(switch: &str, index: usize, host: &HostSpec, namespace: &str) -> Result<()> {
+    if let Some(kind) = host.nat {
+        return behind_router(switch, index, host, namespace, kind);
+    }
     let (port, mtu) = (&host.name, host.mtu);
     if host.wire.is_none() {
         ip_batch(switch, &[format!("link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {namespace}")])?;

@@ -150,6 +150,7 @@ fn show(output: &mut Output, peer: &PeerStatus) -> Result<(), Failure> {
         ("subnets", units::list(&peer.subnets)),
         ("encapsulation", encapsulation),
         ("endpoint", units::or_dash(peer.endpoint.as_ref())),
+        ("tried at", units::list(&peer.endpoints)),
         ("control", status::control(peer.control).to_owned()),
         ("data", status::data(peer.data).to_owned()),
         ("round trip", units::or_dash(peer.rtt_us.map(units::rtt))),

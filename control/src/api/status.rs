@@ -79,6 +79,9 @@ pub struct PeerStatus {
     pub authenticated: bool,
     /// The underlay address in use: `ADDRESS:PORT`, or an address for a plain peer.
     pub endpoint: Option<String>,
+    /// Every underlay address at which a member is tried, the one in use first.
+    #[serde(default)]
+    pub endpoints: Vec<String>,
     /// Whether gossip reaches it.
     pub control: ControlState,
     /// Whether packets reach it.

@@ -10,10 +10,11 @@ use overlay_wire::{Encapsulation, HostId, PeerIndex};
 use rand_core::RngCore;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Api;
+use super::no_path::OwnSide;
+use super::{Api, no_path};
 use crate::asking::{Question, Told};
 use crate::core::{Change, Core, host_address};
-use crate::doctor::{self, Asked, Carrier, Data, Sizes, Udp};
+use crate::doctor::{self, Asked, Carrier, Data, NoPath, Sizes, Udp};
 use crate::peers::PeerKind;
 use crate::probe;
 use crate::shared::WorkerCommand;
@@ -96,6 +97,14 @@ impl Api {
         let asked = Asked {
             peer: status.name.clone(),
             endpoint,
+            no_path: view.as_ref().filter(|view| !view.state.is_reachable()).map(|view| {
+                let own = OwnSide::of(core.view.load().is_behind_nat);
+                NoPath {
+                    why: no_path::why(view, own),
+                    next: no_path::next(view, own, core.config.load().overlay.listen_port),
+                    between_nats: no_path::is_between_nats(view, own),
+                }
+            }),
             udp,
             data: targets.iter().zip(&data).map(carried).collect(),
             plain_unused: configured.filter(|kind| !kind.is_encrypted() && status.encapsulation.is_encrypted()),
@@ -232,7 +241,7 @@ impl Api {
     }
 
     /// Whether packets that a peer sends on its own arrived lately.
-    fn data_heard(&self, member: Option<HostId>) -> bool {
+    pub(super) fn data_heard(&self, member: Option<HostId>) -> bool {
         let peer = member.and_then(|host| self.core.find_peer(&PeerKind::Member(host)));
         let last = peer.map_or(0, |peer| peer.counters.last_rx_ms.load(std::sync::atomic::Ordering::Relaxed));
         self.core.age_of(last, Instant::now()).is_some_and(|age| age < DATA_HEARD_WITHIN)

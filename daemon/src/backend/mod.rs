@@ -7,6 +7,7 @@ mod endpoints;
 mod look;
 mod membership;
 mod metrics;
+mod no_path;
 mod pings;
 mod policy;
 mod problems;

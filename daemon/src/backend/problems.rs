@@ -1,18 +1,41 @@
 //! What is wrong with a peer, why, and what to do about it.
 
 use overlay_control::api::{ControlState, DataState, PeerStatus, Problem};
-use overlay_routing::gossip::MemberView;
+use overlay_routing::gossip::{DownReason, MemberState, MemberView};
 use overlay_wire::{Encapsulation, Mtu, Prefix};
 
+use super::no_path::{self, OwnSide};
 use crate::core::Core;
 use crate::sizes;
 use crate::snapshot::PathPeer;
 
+/// What this host knows beside gossip.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Here {
+    /// The UDP port.
+    pub port: u16,
+    /// Whether a NAT stands in front.
+    pub side: OwnSide,
+    /// Whether packets that the member sends on its own arrive.
+    pub hears_data: bool,
+}
+
 /// What is wrong with a member: whether it is heard, answers, and is reached as asked.
-pub(super) fn of_member(member: &MemberView, status: &PeerStatus, asked: Encapsulation, port: u16) -> Vec<Problem> {
+pub(super) fn of_member(member: &MemberView, status: &PeerStatus, asked: Encapsulation, here: Here) -> Vec<Problem> {
     let mut problems = Vec::new();
+    let Here { port, side, hears_data } = here;
+    let is_known_by_others = member.state == MemberState::New && member.host_record.is_some();
+    if is_known_by_others || member.state == MemberState::Degraded {
+        problems.push(Problem {
+            code: "NO_DIRECT_PATH".to_owned(),
+            what: format!("{} is known through other members and does not answer this host", member.name),
+            why: no_path::why(member, side),
+            next: no_path::next(member, side, port),
+        });
+    }
     let endpoint = member.endpoint.map_or_else(|| "its address".to_owned(), |endpoint| endpoint.to_string());
     match status.control {
+        ControlState::Unknown if is_known_by_others => {}
         ControlState::Unknown => problems.push(Problem {
             code: "MEMBER_UNHEARD".to_owned(),
             what: format!("{} was never heard of", member.name),
@@ -22,8 +45,11 @@ pub(super) fn of_member(member: &MemberView, status: &PeerStatus, asked: Encapsu
         ControlState::Down => problems.push(Problem {
             code: "MEMBER_DOWN".to_owned(),
             what: format!("{} does not answer", member.name),
-            why: member.down_reason.map_or("no answer to probes", |reason| reason.name()).to_owned(),
-            next: format!("check the host and the path to {endpoint}: `overlayctl doctor --peer {}`", member.name),
+            why: match member.down_reason {
+                Some(DownReason::Left) => DownReason::Left.name().to_owned(),
+                _ => no_path::why(member, side),
+            },
+            next: no_path::next(member, side, port),
         }),
         _ => {}
     }
@@ -31,9 +57,17 @@ pub(super) fn of_member(member: &MemberView, status: &PeerStatus, asked: Encapsu
         problems.push(Problem {
             code: "DATA_DOWN".to_owned(),
             what: format!("gossip reaches {} and packets do not come back", member.name),
-            why: match status.encapsulation {
-                Encapsulation::Wireguard => "the handshake fails, or the other host does not forward".to_owned(),
-                kind => format!("{kind} packets are dropped on the way, as firewalls often do with protocols 4 and 47"),
+            why: match (status.encapsulation, hears_data) {
+                (Encapsulation::Wireguard, false) => {
+                    "the handshake fails, or the other host does not forward".to_owned()
+                }
+                (Encapsulation::Wireguard, true) => {
+                    "its own packets arrive: ours die on the way there, or the other host does not forward".to_owned()
+                }
+                (kind, false) => {
+                    format!("{kind} packets are dropped on the way, as firewalls often do with protocols 4 and 47")
+                }
+                (kind, true) => format!("its own packets arrive: {kind} packets die on the way there"),
             },
             next: format!("run `overlayctl doctor --peer {}` on both hosts", member.name),
         });

@@ -16,6 +16,8 @@ use overlay_routing::gossip::MemberState;
 use overlay_routing::ownership::Owner;
 use overlay_wire::{Mtu, Prefix};
 
+use super::no_path::OwnSide;
+use super::problems::Here;
 use super::{Api, problems};
 use crate::core::{Core, unix_ms};
 use crate::device::Offload;
@@ -288,7 +290,13 @@ impl Api {
             status.control = control_state(member.state);
             self.add_probes(&mut status, &peer, now);
             let asked = config.encapsulation_with(&member.name);
-            status.problems = problems::of_member(member, &status, asked, config.overlay.listen_port);
+            status.endpoints = member.candidates.iter().map(ToString::to_string).collect();
+            let here = Here {
+                port: config.overlay.listen_port,
+                side: OwnSide::of(view.is_behind_nat),
+                hears_data: self.data_heard(Some(member.host)),
+            };
+            status.problems = problems::of_member(member, &status, asked, here);
             let theirs = member.host_record.as_ref().map(|record| record.mtu);
             status.problems.extend(problems::of_sizes(core, path, &status, theirs));
             shown.push(status);
@@ -337,6 +345,7 @@ impl Api {
             encapsulation: path.encapsulation,
             authenticated: path.encapsulation.is_encrypted(),
             endpoint,
+            endpoints: Vec::new(),
             control: ControlState::None,
             data: DataState::Idle,
             rtt_us: None,

@@ -15,6 +15,8 @@ pub struct Asked {
     pub peer: String,
     /// Its underlay address.
     pub endpoint: Option<SocketAddr>,
+    /// Why it is not reachable, where gossip does not reach it.
+    pub no_path: Option<NoPath>,
     /// The UDP port; absent for a foreign peer, which answers no probes of ours.
     pub udp: Option<Udp>,
     /// The data path, one entry for each protocol that carries packets.
@@ -25,6 +27,17 @@ pub struct Asked {
     pub sizes: Option<Sizes>,
     /// Why its clock is not known, if so.
     pub no_clock: Option<String>,
+}
+
+/// Why a member is not reachable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoPath {
+    /// Why.
+    pub why: String,
+    /// What to do about it.
+    pub next: String,
+    /// Whether a NAT stands in front of both ends, which says it all.
+    pub between_nats: bool,
 }
 
 /// What became of probes to the peer's UDP port.
@@ -132,6 +145,7 @@ fn udp(asked: &Asked) -> Check {
     let name = "peer-udp";
     let peer = &asked.peer;
     let port = asked.endpoint.map_or(0, |endpoint| endpoint.port());
+    let tried = asked.no_path.as_ref().map_or_else(String::new, |no| format!(" ({})", no.why));
     match asked.udp {
         None => Check::skipped(name, format!("{peer} is a foreign peer and answers no probes of overlayd")),
         _ if asked.endpoint.is_none() => Check::advised(
@@ -142,6 +156,10 @@ fn udp(asked: &Asked) -> Check {
         Some(Udp::Answered { round_trip }) => {
             let ms = round_trip.as_secs_f64() * 1000.0;
             Check::ok(name, format!("{} answers on UDP port {port} within {ms:.1} ms", place(asked)))
+        }
+        Some(Udp::Refused | Udp::Silent { .. }) if asked.no_path.as_ref().is_some_and(|no| no.between_nats) => {
+            let (why, next) = asked.no_path.as_ref().map_or(("", ""), |no| (&no.why, &no.next));
+            Check::advised(name, format!("{peer} does not answer: {why}"), next)
         }
         Some(Udp::Refused) => Check::advised(
             name,
@@ -160,8 +178,8 @@ fn udp(asked: &Asked) -> Check {
         Some(Udp::Silent { heard: false }) => Check::advised(
             name,
             format!(
-                "{} does not answer on UDP port {port} and nothing comes from it: the port is closed on the way, its host \
-                 is down, or one of the two does not list the other's identity",
+                "{} does not answer on UDP port {port} and nothing comes from it{tried}: the port is closed on the way, its \
+                 host is down, or one of the two does not list the other's identity",
                 place(asked)
             ),
             format!("{}; on {peer}: `overlayctl status`", open_port(peer, port)),

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use overlay_control::api::{DoctorMode, Finding, FindingStatus};
 
-pub use asked::{Asked, Carrier, Data, Sizes, Udp};
+pub use asked::{Asked, Carrier, Data, NoPath, Sizes, Udp};
 pub use checks::{Check, Outcome};
 pub use facts::{Facts, Inputs, Reach, gather, route_words};
 pub use remedy::{Action, Remedies};

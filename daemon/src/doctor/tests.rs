@@ -49,6 +49,7 @@ fn ask(facts: &mut Facts, change: impl FnOnce(&mut Asked)) {
     let mut asked = Asked {
         peer: "h2".into(),
         endpoint: Some("192.0.2.2:51821".parse().unwrap()),
+        no_path: None,
         udp: Some(Udp::Answered { round_trip: std::time::Duration::from_micros(400) }),
         data: vec![Data { answered: 3, ..LOST }],
         plain_unused: None,

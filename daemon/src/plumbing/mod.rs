@@ -18,6 +18,7 @@ pub mod nft;
 mod plumber;
 mod service;
 pub mod sysctl;
+pub mod uplinks;
 mod watch;
 
 #[cfg(test)]

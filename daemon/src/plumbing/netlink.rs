@@ -3,12 +3,13 @@
 //! Only this file speaks netlink messages; the rest of the module deals in the values of [`super::desired`]. Requests that
 //! find their work already done (an address that exists, a route that is gone) succeed.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
 use overlay_wire::Prefix;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     AfSpecInet, AfSpecUnspec, InetDevConf, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
     LinkMessage,
@@ -36,6 +37,15 @@ pub(crate) struct Link {
     pub(crate) txqueuelen: u32,
     pub(crate) kind: Option<InfoKind>,
     pub(crate) hardware: Vec<u8>,
+}
+
+/// An address of any interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KernelAddress {
+    pub(crate) link: u32,
+    pub(crate) ip: IpAddr,
+    /// Neither on its way in or out, nor one of those of IPv6 that change every day.
+    pub(crate) is_lasting: bool,
 }
 
 /// A rule in the kernel, with the message that deletes it.
@@ -167,6 +177,33 @@ impl Kernel {
         let messages: Vec<AddressMessage> =
             request.execute().try_collect().await.map_err(PlumbingError::netlink("list addresses"))?;
         Ok(messages.iter().filter_map(|m| Some((message_address(m)?, m.header.prefix_len))).collect())
+    }
+
+    pub(crate) async fn all_addresses(&self) -> Result<Vec<KernelAddress>, PlumbingError> {
+        let request = self.handle.address().get();
+        let messages: Vec<AddressMessage> =
+            request.execute().try_collect().await.map_err(PlumbingError::netlink("list addresses"))?;
+        Ok(messages.iter().filter_map(parse_address).collect())
+    }
+
+    /// The interfaces to which a route of any table leads through a gateway.
+    pub(crate) async fn gateway_links(&self) -> Result<BTreeSet<u32>, PlumbingError> {
+        let mut links = BTreeSet::new();
+        for family in [Family::V4, Family::V6] {
+            let mut filter = RouteMessage::default();
+            filter.header.address_family = address_family(family);
+            let mut routes = self.handle.route().get(filter).execute();
+            loop {
+                match routes.try_next().await {
+                    Ok(Some(route)) => links.extend(gateways(&route)),
+                    Ok(None) => break,
+                    // The kernel has no IPv6.
+                    Err(error) if errno(&error) == Some(libc::EAFNOSUPPORT) => break,
+                    Err(error) => return Err(PlumbingError::netlink("list routes")(error)),
+                }
+            }
+        }
+        Ok(links)
     }
 
     pub(crate) async fn add_address(&self, index: u32, addr: IpAddr, len: u8) -> Result<(), PlumbingError> {
@@ -342,6 +379,40 @@ fn message_address(message: &AddressMessage) -> Option<IpAddr> {
             _ => None,
         })
     })
+}
+
+fn parse_address(message: &AddressMessage) -> Option<KernelAddress> {
+    let ip = message_address(message)?;
+    let wide = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    let flags = wide.unwrap_or_else(|| AddressFlags::from_bits_retain(u32::from(message.header.flags.bits())));
+    let mut passing = AddressFlags::Dadfailed | AddressFlags::Tentative | AddressFlags::Deprecated;
+    if ip.is_ipv6() {
+        // In IPv6 this bit means temporary (linux/if_addr.h).
+        passing |= AddressFlags::Secondary;
+    }
+    Some(KernelAddress { link: message.header.index, ip, is_lasting: !flags.intersects(passing) })
+}
+
+/// The interfaces that a route leads to through gateways.
+fn gateways(route: &RouteMessage) -> Vec<u32> {
+    let is_gateway = |a: &RouteAttribute| matches!(a, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
+    let mut links = Vec::new();
+    let (mut through, mut oif) = (false, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(link) => oif = Some(*link),
+            RouteAttribute::MultiPath(hops) => {
+                let led = hops.iter().filter(|hop| hop.attributes.iter().any(is_gateway));
+                links.extend(led.map(|hop| hop.interface_index));
+            }
+            other => through |= is_gateway(other),
+        }
+    }
+    links.extend(oif.filter(|_| through));
+    links
 }
 
 fn parse_rule(family: Family, message: RuleMessage) -> KernelRule {

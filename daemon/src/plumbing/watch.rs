@@ -76,6 +76,14 @@ fn concerns(message: &RouteNetlinkMessage, tables: Tables) -> bool {
     }
 }
 
+/// Whether a change may be one of the underlay: everything but what we do ourselves to our tables.
+pub(super) fn concerns_uplinks(message: &RouteNetlinkMessage, tables: Tables) -> bool {
+    match message {
+        RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => !concerns(message, tables),
+        _ => true,
+    }
+}
+
 fn route_table(route: &RouteMessage) -> u32 {
     let attribute = route.attributes.iter().find_map(|a| match a {
         RouteAttribute::Table(table) => Some(*table),

@@ -1,6 +1,7 @@
 //! The time as a member: everything is started in the order in which each part needs the one before, and stopped in
 //! reverse.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,8 +27,8 @@ use crate::core::{Change, Core, CoreParts, host_addresses, unix_ms};
 use crate::counters::PathCounters;
 use crate::device::{DeviceConfig, DeviceError, Queue, QueueIndex};
 use crate::director::{
-    ANYWHERE, Director, PolicyDriver, announcements, enter, foreign_prefixes, own_endpoints, own_host, publish,
-    static_members,
+    ANYWHERE, Director, PolicyDriver, Underlay, announcements, enter, foreign_prefixes, own_endpoints, own_host,
+    publish, static_members,
 };
 use crate::events::EventLog;
 use crate::flow_store::{FlowSaver, FlowStore};
@@ -405,7 +406,7 @@ fn director(
     is_issuer: bool,
 ) -> Result<Director, ApiError> {
     let config = core.config.load_full();
-    let endpoints = own_endpoints(&config, &[]);
+    let endpoints = own_endpoints(&config, &[], &BTreeSet::new());
     core.own_endpoints.store(Arc::new(endpoints.clone()));
     let gossip_config = GossipConfig {
         identity,
@@ -433,6 +434,7 @@ fn director(
         datagrams: parts.datagrams,
         worker_events: parts.worker_events,
         changes: parts.changes,
+        underlay: Underlay::default(),
         endpoints,
         learned: None,
         host_policy: None,

@@ -198,7 +198,11 @@ impl Gossip {
         // One answer per INTRODUCE: a copy finds no pending entry any more.
         peer.contact.pending.clear();
         peer.measure(now.saturating_duration_since(sent));
-        self.note_observed(host, content.observed);
+        if peer.endpoint != Some(from) {
+            // What is under way goes to an address that is left.
+            peer.probe = None;
+        }
+        self.note_observed(host, content.observed, now);
         self.heard_from(host, from, now);
         self.move_endpoint(host, from);
         self.member_answers(host, now);

@@ -242,7 +242,7 @@ impl Gossip {
         let heard = peer.plain_heard != probe.plain;
         peer.plain_heard = probe.plain;
         let outdated = probe.plain != peer.plain_ours;
-        self.note_observed(host, observed);
+        self.note_observed(host, observed, now);
         self.member_answers(host, now);
         if let Some(source) = validated {
             self.emit(GossipEvent::SourceValidated { host, source });
@@ -296,19 +296,6 @@ impl Gossip {
                     peer.since = now;
                 }
             }
-        }
-    }
-
-    /// Remembers under which address a member sees us.
-    pub(super) fn note_observed(&mut self, host: HostId, observed: Option<SocketAddr>) {
-        let Some(address) = observed else { return };
-        let is_known =
-            self.own.endpoints.contains(&address) || self.peers.values().any(|peer| peer.observed == Some(address));
-        if let Some(peer) = self.peers.get_mut(&host) {
-            peer.observed = Some(address);
-        }
-        if !is_known {
-            self.emit(GossipEvent::ReflexiveAddress { address });
         }
     }
 

@@ -25,10 +25,12 @@ mod introduced;
 mod limiter;
 mod membership;
 mod pair;
+mod paths;
 mod peer;
 mod peers;
 mod policy;
 mod publish;
+mod reflexive;
 mod renewal;
 mod report;
 mod spread;
@@ -40,6 +42,8 @@ mod view;
 
 pub use config::{ForeignPrefixes, GossipConfig, GossipError, OwnHost, StaticMember, cluster_id};
 pub use membership::{Authority, ClusterPolicy, Introduction, Membership, Standing};
+pub use paths::DataPath;
+pub use reflexive::ReflexiveUse;
 pub use view::{DownReason, GossipCounters, GossipEvent, MemberState, MemberView, Transmit};
 
 use crate::identity::IdentityKey;
@@ -50,6 +54,7 @@ use limiter::{Bucket, ContactLimiter};
 use pair::OpenError;
 use peer::{MEMBER_RATE, Outcomes, Peer};
 use peers::Peers;
+use reflexive::Reflexive;
 use spread::{EXCHANGE_RATE, GREETING_RATE};
 use store::Store;
 use trust::Trust;
@@ -102,6 +107,7 @@ pub struct Gossip {
     contacts: ContactLimiter,
     relays: BTreeMap<u64, Relay>,
     questions: Questions,
+    reflexive: Reflexive,
     /// Tags of first contacts that await their answer.
     contact_tags: BTreeMap<[u8; 8], HostId>,
     pushes: BTreeMap<RecordKey, u32>,
@@ -172,6 +178,7 @@ impl Gossip {
             contacts: ContactLimiter::new(now),
             relays: BTreeMap::new(),
             questions: Questions::default(),
+            reflexive: Reflexive::default(),
             contact_tags: BTreeMap::new(),
             pushes: BTreeMap::new(),
             next_push: None,
@@ -261,6 +268,9 @@ impl Gossip {
             self.verdict_tick(now);
             self.settle_standing(now);
             self.renewal_tick(now);
+            self.settle_reflexive(now);
+            self.return_tick(now);
+            self.keepalive_tick(now);
         }
         self.settle_in_time(now);
         self.peers.settle_timers();
@@ -408,6 +418,7 @@ impl Gossip {
         self.store.remove_owner(host);
         self.relays.retain(|_, relay| relay.requester != host && relay.target != host);
         self.questions.forget(host);
+        self.reflexive.forget(host);
         self.routes_stale = true;
     }
 
@@ -435,17 +446,20 @@ impl Gossip {
         };
         self.counters.received += 1;
         self.heard_from(host, from, now);
-        if opened.is_newest {
-            self.move_endpoint(host, from);
+        let message = Message::decode(&opened.message);
+        // Path probes and their answers look at another path than the one in use.
+        let moves = !matches!(message, Ok(Message::PathProbe { .. } | Message::PathAck { .. }));
+        if opened.is_newest && moves {
+            self.follow(host, from, now);
         }
-        match Message::decode(&opened.message) {
+        match message {
             Ok(message) => self.handle_message(host, from, message, now),
             Err(_) => self.counters.unknown_message += 1,
         }
     }
 
     fn handle_message(&mut self, host: HostId, from: SocketAddr, message: Message, now: Instant) {
-        let is_answer = matches!(message, Message::Ack { .. });
+        let is_answer = matches!(message, Message::Ack { .. } | Message::PathAck { .. });
         match message {
             Message::Probe { nonce, plain } => self.handle_probe(host, from, nonce, plain),
             Message::Ack { nonce, plain, observed } => self.handle_ack(host, from, nonce, plain, observed, now),
@@ -469,6 +483,8 @@ impl Gossip {
             Message::ClockRequest { nonce } => self.emit(GossipEvent::ClockAsked { host, nonce }),
             Message::Clock { nonce, unix_ms } => self.handle_clock(host, nonce, unix_ms, now),
             Message::CertificateRequest { nonce } => self.handle_certificate_request(host, nonce, now),
+            Message::PathProbe { nonce } => self.handle_path_probe(host, from, nonce),
+            Message::PathAck { nonce, observed } => self.handle_path_ack(host, from, nonce, observed, now),
             Message::Certificate { nonce, certificate } => self.handle_certificate(nonce, *certificate, now),
         }
         if !is_answer {

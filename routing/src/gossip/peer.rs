@@ -15,6 +15,7 @@ use super::crypto::IntroduceKeys;
 use super::limiter::{Bucket, Rate};
 use super::membership::{Authority, Standing};
 use super::pair::Pair;
+use super::paths::Paths;
 use super::view::{DownReason, MemberState};
 
 /// Datagram bytes accepted from one member.
@@ -32,7 +33,7 @@ const ENOUGH_OUTCOMES: u32 = 24;
 /// How long the previous GRE key stays valid.
 pub(super) const GRE_KEY_OVERLAP: Duration = Duration::from_secs(5);
 /// Addresses tried for one member.
-const MAX_CANDIDATES: usize = 12;
+pub(super) const MAX_CANDIDATES: usize = 12;
 
 /// One member.
 pub(super) struct Peer {
@@ -66,6 +67,7 @@ pub(super) struct Peer {
     /// When the last round began.
     pub(super) round_began: Instant,
     pub(super) verification: Verification,
+    pub(super) paths: Paths,
     pub(super) plain_ours: PlainStatus,
     /// What it heard from us last: the status in the newest probe that it answered.
     pub(super) plain_heard: PlainStatus,
@@ -207,6 +209,7 @@ impl Peer {
             probe: None,
             round_began: now,
             verification: Verification::default(),
+            paths: Paths::default(),
             plain_ours: PlainStatus::default(),
             plain_heard: PlainStatus::default(),
             plain_theirs: PlainStatus::default(),
@@ -242,10 +245,12 @@ impl Peer {
         self.endpoint.or_else(|| self.candidates().first().copied())
     }
 
-    /// Where the next probe goes: the usual address, and during verification the others in turn.
+    /// Where the next probe goes: the usual address, after a few failed rounds of verification the others in turn, and so
+    /// when the member is not reachable.
     pub(super) fn probe_address(&self) -> Option<SocketAddr> {
         let candidates = self.candidates();
-        let turn = self.verification.failed as usize;
+        let reachable = self.state.is_reachable();
+        let turn = if reachable { self.verification.failed.saturating_sub(2) } else { self.contact.turn } as usize;
         if candidates.is_empty() { None } else { Some(candidates[turn % candidates.len()]) }
     }
 

@@ -64,6 +64,11 @@ impl Peers {
         self.members.range((low, Bound::Unbounded)).chain(wrapped).map(|(_, peer)| peer)
     }
 
+    /// The members with a higher host id.
+    pub(super) fn above(&self, host: HostId) -> impl Iterator<Item = &Peer> {
+        self.members.range((Bound::Excluded(host), Bound::Unbounded)).map(|(_, peer)| peer)
+    }
+
     /// The member at a place in host id order.
     pub(super) fn at(&self, place: usize) -> Option<&Peer> {
         self.members.get(self.order.get(place)?)

@@ -1,10 +1,13 @@
 //! Records: publishing our own, taking those of others, and the routes that follow.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use overlay_wire::HostId;
-use overlay_wire::gossip::body::{BodyError, MAX_CERTIFIED_HOST_BODY_BYTES, MAX_ROUTES_PER_RECORD};
+use overlay_wire::gossip::body::{
+    BodyError, FEATURE_NAT, MAX_CERTIFIED_HOST_BODY_BYTES, MAX_ENDPOINTS, MAX_ROUTES_PER_RECORD,
+};
 use overlay_wire::gossip::message::MAX_VERDICTS;
 use overlay_wire::gossip::record::MAX_BODY_BYTES;
 use overlay_wire::gossip::{
@@ -41,7 +44,26 @@ impl Gossip {
     }
 
     /// The body of our HOST record.
+    ///
+    /// Addresses at which members see this host stand behind its own, as far as there is room.
     pub(super) fn host_body(&self, own: &OwnHost) -> Result<Vec<u8>, GossipError> {
+        let outside = self.reflexive.endpoints();
+        let mut endpoints = own.endpoints.clone();
+        if !outside.is_empty() {
+            endpoints.retain(|endpoint| !outside.contains(endpoint));
+            endpoints.truncate(MAX_ENDPOINTS - outside.len());
+            endpoints.extend(outside);
+        }
+        match self.host_body_with(own, endpoints) {
+            Err(GossipError::OwnRecord(BodyError::TooLarge { .. })) if !outside.is_empty() => {
+                self.host_body_with(own, own.endpoints.clone())
+            }
+            other => other,
+        }
+    }
+
+    fn host_body_with(&self, own: &OwnHost, endpoints: Vec<SocketAddr>) -> Result<Vec<u8>, GossipError> {
+        let nat = if self.reflexive.is_behind_nat() { FEATURE_NAT } else { 0 };
         let body = HostBody {
             name: own.name.clone(),
             boot_epoch: self.boot_epoch,
@@ -50,9 +72,9 @@ impl Gossip {
             encapsulation: own.encapsulation,
             mtu: own.mtu,
             versions: PROTOCOL_VERSIONS,
-            features: own.features,
+            features: own.features | nat,
             software: own.software.clone(),
-            endpoints: own.endpoints.clone(),
+            endpoints,
             prefixes: own.prefixes.clone(),
             extension: Vec::new(),
         };
@@ -130,6 +152,9 @@ impl Gossip {
         }
         let (key, version) = (record.key, record.version);
         let is_host = is_host_record(&record);
+        if is_host {
+            self.seek_moved(&record, now);
+        }
         match self.store.merge(record) {
             Merge::Ignored => return,
             Merge::Equivocation { stored } => {

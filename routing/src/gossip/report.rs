@@ -109,6 +109,7 @@ impl Gossip {
             since: peer.since,
             down_reason: peer.down_reason,
             endpoint: peer.address(),
+            candidates: peer.candidates(),
             validated_source: peer.validated_source,
             observed: peer.observed,
             rtt: peer.rtt,

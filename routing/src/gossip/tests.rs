@@ -6,6 +6,7 @@ mod check;
 mod cluster;
 mod forgery;
 mod large;
+mod paths;
 mod probing;
 mod sim;
 mod vectors;

@@ -160,7 +160,7 @@ pub enum GossipEvent {
         /// Where the older run's first contact came from.
         from: SocketAddr,
     },
-    /// Members see this host at another address than before.
+    /// Members see this host at an address that is not its own, and it is published.
     ReflexiveAddress {
         /// The address.
         address: SocketAddr,
@@ -256,6 +256,8 @@ pub struct MemberView {
     pub down_reason: Option<DownReason>,
     /// Where its datagrams go; learned from the newest authenticated datagram, else configured.
     pub endpoint: Option<SocketAddr>,
+    /// Every address under which it is tried, the one in use first.
+    pub candidates: Vec<SocketAddr>,
     /// The source a sealed probe sent to that very address was last answered from.
     pub validated_source: Option<SocketAddr>,
     /// The address under which it sees this host.

@@ -30,6 +30,10 @@ pub const MAX_HOST_PREFIXES: usize = 16;
 pub const MAX_ROUTES_PER_RECORD: usize = 46;
 /// Feature bit: the host answers clock requests.
 pub const FEATURE_CLOCK: u64 = 1;
+/// Feature bit: the host answers path probes.
+pub const FEATURE_PATHS: u64 = 2;
+/// Feature bit: members see the host at an address that is not its own, so it is behind a NAT.
+pub const FEATURE_NAT: u64 = 4;
 
 /// What a host says about itself in its HOST record.
 #[derive(Clone, PartialEq, Eq, Debug)]

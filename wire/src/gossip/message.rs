@@ -156,6 +156,19 @@ pub enum Message {
         /// The receiver's new certificate.
         certificate: Box<SignedCertificate>,
     },
+    /// Asks for an answer from the address it was sent to, and moves nothing: the receiver goes on sending to where it
+    /// sent before. Sent only to hosts with [`FEATURE_PATHS`](super::body::FEATURE_PATHS).
+    PathProbe {
+        /// Random; echoed by the answer.
+        nonce: u64,
+    },
+    /// Answers a path probe, to where it came from, and moves nothing either.
+    PathAck {
+        /// The path probe's.
+        nonce: u64,
+        /// The source address the path probe came from, as seen by the answering host.
+        observed: Option<SocketAddr>,
+    },
 }
 
 impl Message {
@@ -216,6 +229,11 @@ impl Message {
             Self::Certificate { nonce, certificate } => {
                 out.extend_from_slice(&nonce.to_be_bytes());
                 put_certificate(out, certificate);
+            }
+            Self::PathProbe { nonce } => out.extend_from_slice(&nonce.to_be_bytes()),
+            Self::PathAck { nonce, observed } => {
+                out.extend_from_slice(&nonce.to_be_bytes());
+                put_optional_socket_addr(out, *observed);
             }
         }
     }
@@ -279,6 +297,11 @@ impl Message {
                 let nonce = reader.u64("nonce")?;
                 Self::Certificate { nonce, certificate: Box::new(certificate(&mut reader)?) }
             }
+            17 => Self::PathProbe { nonce: reader.u64("nonce")? },
+            18 => Self::PathAck {
+                nonce: reader.u64("nonce")?,
+                observed: reader.optional_socket_addr("observed address")?,
+            },
             kind => return Err(DecodeError::UnknownMessage(kind)),
         };
         reader.finish()?;
@@ -305,6 +328,8 @@ impl Message {
             Self::Clock { .. } => "clock",
             Self::CertificateRequest { .. } => "certificate-request",
             Self::Certificate { .. } => "certificate",
+            Self::PathProbe { .. } => "path-probe",
+            Self::PathAck { .. } => "path-ack",
         }
     }
 
@@ -326,6 +351,8 @@ impl Message {
             Self::Clock { .. } => 14,
             Self::CertificateRequest { .. } => 15,
             Self::Certificate { .. } => 16,
+            Self::PathProbe { .. } => 17,
+            Self::PathAck { .. } => 18,
         }
     }
 

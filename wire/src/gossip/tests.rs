@@ -81,6 +81,9 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|nonce| Message::ClockRequest { nonce }),
         any::<u64>().prop_map(|nonce| Message::CertificateRequest { nonce }),
         (any::<u64>(), any::<u64>()).prop_map(|(nonce, unix_ms)| Message::Clock { nonce, unix_ms }),
+        any::<u64>().prop_map(|nonce| Message::PathProbe { nonce }),
+        (any::<u64>(), proptest::option::of(socket_addr()))
+            .prop_map(|(nonce, observed)| Message::PathAck { nonce, observed }),
         (any::<u64>(), proptest::collection::btree_map(prefix(), verdict, 0..20))
             .prop_map(|(version, entries)| Message::Verdicts { version, entries: entries.into_iter().collect() }),
     ]

@@ -1,7 +1,7 @@
 //! A deterministic network of gossip state machines: virtual time, seeded loss, duplication, delay, reorder, partition.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use overlay_wire::gossip::Grant;
@@ -15,9 +15,47 @@ use crate::identity::IdentityKey;
 pub(crate) struct Node {
     pub(crate) gossip: Gossip,
     pub(crate) address: SocketAddr,
+    /// More addresses, used towards their own family.
+    pub(crate) others: Vec<SocketAddr>,
+    pub(crate) nat: Option<Nat>,
     pub(crate) events: Vec<(Duration, GossipEvent)>,
     pub(crate) alive: bool,
     epoch: u64,
+}
+
+/// A NAT in front of a node. Only those that were sent to get in.
+pub(crate) struct Nat {
+    pub(crate) ip: IpAddr,
+    pub(crate) kind: NatKind,
+    /// Port outside and remote end of each mapping.
+    mappings: Vec<(u16, SocketAddr)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NatKind {
+    /// One port for all remote ends.
+    EndpointIndependent,
+    /// Another port for each remote end.
+    Symmetric,
+}
+
+impl Nat {
+    pub(crate) fn new(ip: IpAddr, kind: NatKind) -> Self {
+        Self { ip, kind, mappings: Vec::new() }
+    }
+
+    fn outside(&mut self, from: SocketAddr, to: SocketAddr) -> SocketAddr {
+        let known = self.mappings.iter().find(|(_, remote)| *remote == to).map(|(port, _)| *port);
+        let port = known.unwrap_or_else(|| {
+            let port = match self.kind {
+                NatKind::EndpointIndependent => from.port(),
+                NatKind::Symmetric => 20_000 + self.mappings.len() as u16,
+            };
+            self.mappings.push((port, to));
+            port
+        });
+        SocketAddr::new(self.ip, port)
+    }
 }
 
 pub(crate) struct Sim {
@@ -29,6 +67,8 @@ pub(crate) struct Sim {
     pub(crate) delay: (Duration, Duration),
     /// Ordered pairs of nodes between which nothing passes.
     pub(crate) cut: BTreeSet<(usize, usize)>,
+    /// Addresses that nothing reaches and nothing leaves.
+    pub(crate) dead: BTreeSet<SocketAddr>,
     /// Every datagram that was sent, for replay: (from, to, bytes).
     pub(crate) sent: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     wire: BTreeMap<(Instant, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
@@ -86,6 +126,7 @@ impl Sim {
             duplicate_percent: 0,
             delay: (Duration::from_micros(200), Duration::from_micros(800)),
             cut: BTreeSet::new(),
+            dead: BTreeSet::new(),
             sent: Vec::new(),
             wire: BTreeMap::new(),
             serial: 0,
@@ -101,7 +142,8 @@ impl Sim {
 
     /// Adds a node that was started elsewhere.
     pub(crate) fn push(&mut self, gossip: Gossip, address: SocketAddr) {
-        self.nodes.push(Node { gossip, address, events: Vec::new(), alive: true, epoch: 1 });
+        let (others, nat, events) = (Vec::new(), None, Vec::new());
+        self.nodes.push(Node { gossip, address, others, nat, events, alive: true, epoch: 1 });
     }
 
     fn boot(&mut self, index: usize, count: usize, epoch: u64) -> Node {
@@ -115,7 +157,8 @@ impl Sim {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let gossip = Gossip::new(config, seed, self.now, epoch * 1000).expect("a valid configuration");
-        Node { gossip, address: address(index), events: Vec::new(), alive: true, epoch }
+        let (others, nat, events) = (Vec::new(), None, Vec::new());
+        Node { gossip, address: address(index), others, nat, events, alive: true, epoch }
     }
 
     /// Kills a node without a word and starts it again with a later boot epoch.
@@ -199,7 +242,14 @@ impl Sim {
     /// Hands a datagram to whoever has the address.
     pub(crate) fn deliver(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         let now = self.now;
-        if let Some(node) = self.nodes.iter_mut().find(|node| node.alive && node.address == to) {
+        if self.dead.contains(&from) || self.dead.contains(&to) {
+            return;
+        }
+        let gets_in = |node: &Node| match &node.nat {
+            Some(nat) => nat.ip == to.ip() && nat.mappings.contains(&(to.port(), from)),
+            None => node.address == to || node.others.contains(&to),
+        };
+        if let Some(node) = self.nodes.iter_mut().find(|node| node.alive && gets_in(node)) {
             node.gossip.handle_datagram(from, bytes, now);
         }
     }
@@ -218,7 +268,10 @@ impl Sim {
 
     fn carry(&mut self, index: usize, transmit: Transmit) {
         assert!(transmit.bytes.len() <= 1232, "a datagram of {} bytes", transmit.bytes.len());
-        let from = self.nodes[index].address;
+        let node = &mut self.nodes[index];
+        let own = node.others.iter().find(|own| own.is_ipv4() == transmit.to.is_ipv4());
+        let own = own.filter(|_| node.address.is_ipv4() != transmit.to.is_ipv4()).copied().unwrap_or(node.address);
+        let from = node.nat.as_mut().map_or(own, |nat| nat.outside(own, transmit.to));
         let to_index = self.nodes.iter().position(|node| node.address == transmit.to);
         self.sent.push((from, transmit.to, transmit.bytes.clone()));
         if to_index.is_some_and(|to| self.cut.contains(&(index, to))) {
