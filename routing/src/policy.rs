@@ -306,6 +306,25 @@ impl PolicyTracker {
         PolicyDocument { made, rules, trial }
     }
 
+    /// The document with which another writer takes over the newest from one that lost the right, so that hosts that join
+    /// later get it too. It holds nothing but what all writers know, so several of them make the same one.
+    #[must_use]
+    pub fn adoption(&self) -> Option<PolicyDocument> {
+        let newest = self.newest.as_ref()?;
+        let document = newest.document.as_ref().ok()?;
+        let Some(trial) = &document.trial else {
+            let made = PolicyMade::Confirmed(newest.policy.revision);
+            return Some(PolicyDocument { made, rules: document.rules.clone(), trial: None });
+        };
+        let previous = trial.previous.as_ref();
+        // While it lasts it is nobody's to confirm.
+        newest.has_lapsed.then(|| PolicyDocument {
+            made: PolicyMade::RolledBack(previous.map_or(0, |previous| previous.revision)),
+            rules: previous.map(|previous| previous.rules.clone()),
+            trial: None,
+        })
+    }
+
     /// The newest rules that are not on trial.
     fn proven(&self) -> Option<PreviousPolicy> {
         let newest = self.newest.as_ref()?;

@@ -396,6 +396,32 @@ fn host_whose_kernel_rules_cannot_be_loaded_is_named_and_takes_them_later() {
 }
 
 #[test]
+fn policy_outlives_its_author_also_for_hosts_that_join_later() {
+    if !can_make_namespaces("polheir") {
+        return;
+    }
+    let lab = Certified::standby(&lab_name("polheir"), Binaries::for_tests().unwrap(), 3).unwrap();
+    let _logs = lab.lab.logs_on_failure();
+    lab.init("h1").unwrap();
+    let token = lab.invite("h1", &["--allow-policy"]).unwrap();
+    lab.lab.ctl_ok("h2", &["join", &token, "--name", "h2", "--timeout", "20s"]).unwrap();
+    wait_for("h2 to see h1", LIMIT, || {
+        lab.peer("h2", "h1").filter(|peer| peer.control == overlay_control::api::ControlState::Up)
+    })
+    .unwrap();
+    applied(&lab, "h2", "allow tcp/7900 from any to any\ndefault members\n", &[]);
+    assert_eq!(status(&lab, "h1")["author"], "h2");
+    lab.lab.ctl_ok("h1", &["cert", "revoke", "h2"]).unwrap();
+    wait_in_force(&lab, &["h1"], 2);
+    assert_eq!(status(&lab, "h1")["author"], "h1");
+    lab.join("h3", "h1").unwrap();
+    wait_in_force(&lab, &["h3"], 2);
+    lab.lab.add_container("h3", "c1").unwrap();
+    assert_eq!(connect_host(&lab, "h3c1", "h3", 7900), Ok(()));
+    assert!(connect_host(&lab, "h3c1", "h3", 7901).is_err(), "the control");
+}
+
+#[test]
 fn two_writers_at_once_end_in_one_policy() {
     if !can_make_namespaces("poltwo") {
         return;

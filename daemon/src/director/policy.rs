@@ -61,7 +61,11 @@ impl Director {
                 self.policy.has_moved = true;
             }
             GossipEvent::RecordChanged { key } if key.kind == RecordKind::POLICY_STATUS => self.hear_policy(),
-            GossipEvent::MemberRevoked { .. } => self.hear_policy(),
+            GossipEvent::MemberRevoked { .. } => {
+                self.hear_policy();
+                self.policy.has_moved = true;
+            }
+            GossipEvent::StandingChanged { .. } => self.policy.has_moved = true,
             _ => {}
         }
     }
@@ -96,6 +100,7 @@ impl Director {
             return;
         }
         self.policy.has_moved = false;
+        self.adopt_policy();
         self.try_policy();
         if let Some(status) = self.policy.tracker.status() {
             self.gossip.publish_policy_status(status, now);
@@ -104,6 +109,23 @@ impl Director {
         let rules = self.core.cluster_policy.load().rules.clone();
         self.core.cluster_policy.store(Arc::new(PolicyState { tracker: self.policy.tracker.clone(), rules }));
         self.must_keep = true;
+    }
+
+    /// Publishes the newest as this host's own where its author may not write any more: its records go with it, and hosts
+    /// that join later would have no policy.
+    fn adopt_policy(&mut self) {
+        let Some(newest) = self.policy.tracker.newest() else { return };
+        let (author, revision) = (newest.author, newest.revision);
+        if self.gossip.has_policy_right(author) || !self.gossip.has_policy_right(self.core.host) {
+            return;
+        }
+        let Some(text) = self.policy.tracker.adoption().and_then(|document| document.emit().ok()) else { return };
+        // Refused where a newer one is on its way: then that one counts.
+        let next = revision.saturating_add(1);
+        if self.gossip.publish_policy(next, &text, Instant::now()).is_ok() {
+            let why = format!("revision {revision} is published again as {next}: its author may not write any more");
+            self.core.events.info("policy-adopted", None, why);
+        }
     }
 
     /// The kernel first: it is the part that can refuse. The packet path follows with one swap when it did not.

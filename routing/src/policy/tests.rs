@@ -232,3 +232,17 @@ fn history_is_bounded_and_of_two_texts_of_one_revision_the_one_that_counts() {
     assert_eq!(tracker.history().len(), HISTORY);
     assert_eq!(tracker.history().last().and_then(|past| past.rules.as_deref()), Some("default open\n"));
 }
+
+#[test]
+fn writers_take_over_what_is_settled_alike_and_no_trial() {
+    let now = Instant::now();
+    let mut tracker = with_first(now);
+    let adopted = PolicyDocument { made: PolicyMade::Confirmed(1), rules: rules("default open"), trial: None };
+    assert_eq!(tracker.adoption(), Some(adopted));
+    let draft = tracker.draft(PolicyMade::Applied, rules("default deny"), Some(60), NOW);
+    tracker.handle_policy(policy(2, &draft), NOW, now);
+    assert_eq!(tracker.adoption(), None);
+    tracker.handle_timeout(NOW + 60, now + seconds(60));
+    let adopted = PolicyDocument { made: PolicyMade::RolledBack(1), rules: rules("default open"), trial: None };
+    assert_eq!(tracker.adoption(), Some(adopted));
+}
