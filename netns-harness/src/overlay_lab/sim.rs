@@ -50,8 +50,8 @@ pub(crate) const PARTS: [Part; 8] = [
         name: "sim-spread",
         is_promised: true,
         cases: &[
-            Case { scenario: "convergence", nodes: 1000, loss: 10.0, size: Size::Runs(20) },
-            Case { scenario: "convergence", nodes: 1000, loss: 30.0, size: Size::Runs(20) },
+            Case { scenario: "convergence", nodes: 1000, loss: 10.0, size: Size::Runs(10) },
+            Case { scenario: "convergence", nodes: 1000, loss: 30.0, size: Size::Runs(10) },
         ],
     },
     Part {
@@ -73,7 +73,7 @@ pub(crate) const PARTS: [Part; 8] = [
     Part {
         name: "sim-partition",
         is_promised: true,
-        cases: &[Case { scenario: "partition-heal", nodes: 1000, loss: 10.0, size: Size::Runs(2) }],
+        cases: &[Case { scenario: "partition-heal", nodes: 1000, loss: 10.0, size: Size::Runs(1) }],
     },
     Part {
         name: "sim-idle",
