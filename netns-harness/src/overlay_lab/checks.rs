@@ -94,11 +94,7 @@ pub(crate) fn figures_on_record() -> Result<()> {
             missing.push(format!("docs/results/{name}.json has no row of `{title}`; run `cargo lab soak {name}`"));
         }
     }
-<<<<<<< HEAD
-    for name in SOAKS.into_iter().chain(["bench"]).chain(crate::sim::PARTS.iter().map(|part| part.name)) {
-=======
-    for name in ["bench", "restart"].into_iter().chain(simulated().map(|part| part.name)) {
->>>>>>> simfig
+    for name in SOAKS.into_iter().chain(["bench"]).chain(simulated().map(|part| part.name)) {
         if !read(name)["machine"]["commit"].is_string() {
             missing.push(format!("docs/results/{name}.json names no commit"));
         }
