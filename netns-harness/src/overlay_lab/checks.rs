@@ -72,7 +72,7 @@ pub(crate) fn figures_on_record() -> Result<()> {
     if read("restart")["held"] != true {
         missing.push("docs/results/restart.json is missing or did not hold; run `cargo lab soak restart`".to_owned());
     }
-    let simulated = || crate::sim::PARTS.iter().filter(|part| part.is_promised);
+    let simulated = || crate::sim::PARTS.iter().filter(|part| part.is_demanded);
     for part in simulated() {
         let (name, result) = (part.name, read(part.name));
         if result["held"] != true || result["size_percent"] != 100 {
