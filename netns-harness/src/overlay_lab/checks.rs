@@ -80,7 +80,7 @@ pub(crate) fn figures_on_record() -> Result<()> {
             ));
         }
     }
-    let simulated = || crate::sim::PARTS.iter().filter(|part| part.is_promised);
+    let simulated = || crate::sim::PARTS.iter().filter(|part| part.is_demanded);
     for part in simulated() {
         let (name, result) = (part.name, read(part.name));
         if result["held"] != true || result["size_percent"] != 100 {

@@ -39,8 +39,8 @@ enum Size {
 pub(crate) struct Part {
     /// The name of the measurement and of its file.
     pub(crate) name: &'static str,
-    /// Whether a promised figure is in it: its result must be on record then.
-    pub(crate) is_promised: bool,
+    /// Whether its result must be on record.
+    pub(crate) is_demanded: bool,
     cases: &'static [Case],
 }
 
@@ -48,15 +48,15 @@ pub(crate) struct Part {
 pub(crate) const PARTS: [Part; 8] = [
     Part {
         name: "sim-spread",
-        is_promised: true,
+        is_demanded: false,
         cases: &[
-            Case { scenario: "convergence", nodes: 1000, loss: 10.0, size: Size::Runs(10) },
-            Case { scenario: "convergence", nodes: 1000, loss: 30.0, size: Size::Runs(10) },
+            Case { scenario: "convergence", nodes: 1000, loss: 10.0, size: Size::Runs(20) },
+            Case { scenario: "convergence", nodes: 1000, loss: 30.0, size: Size::Runs(20) },
         ],
     },
     Part {
         name: "sim-deaths",
-        is_promised: true,
+        is_demanded: true,
         cases: &[
             Case { scenario: "true-death", nodes: 1000, loss: 0.0, size: Size::Runs(5) },
             Case { scenario: "true-death", nodes: 1000, loss: 10.0, size: Size::Runs(20) },
@@ -64,7 +64,7 @@ pub(crate) const PARTS: [Part; 8] = [
     },
     Part {
         name: "sim-false-deaths",
-        is_promised: true,
+        is_demanded: true,
         cases: &[
             // 24 virtual hours.
             Case { scenario: "false-deaths", nodes: 20, loss: 10.0, size: Size::Minutes(1440.0) },
@@ -72,12 +72,12 @@ pub(crate) const PARTS: [Part; 8] = [
     },
     Part {
         name: "sim-partition",
-        is_promised: true,
-        cases: &[Case { scenario: "partition-heal", nodes: 1000, loss: 10.0, size: Size::Runs(1) }],
+        is_demanded: false,
+        cases: &[Case { scenario: "partition-heal", nodes: 1000, loss: 10.0, size: Size::Runs(2) }],
     },
     Part {
         name: "sim-idle",
-        is_promised: true,
+        is_demanded: true,
         cases: &[
             Case { scenario: "idle", nodes: 1000, loss: 0.0, size: Size::Minutes(1.0) },
             Case { scenario: "idle", nodes: 1000, loss: 10.0, size: Size::Minutes(1.0) },
@@ -85,12 +85,12 @@ pub(crate) const PARTS: [Part; 8] = [
     },
     Part {
         name: "sim-revocation",
-        is_promised: true,
+        is_demanded: true,
         cases: &[Case { scenario: "revocation", nodes: 1000, loss: 30.0, size: Size::Runs(20) }],
     },
     Part {
         name: "sim-starts",
-        is_promised: false,
+        is_demanded: false,
         cases: &[
             Case { scenario: "cold-start", nodes: 300, loss: 10.0, size: Size::Whole },
             Case { scenario: "restart-all", nodes: 300, loss: 10.0, size: Size::Whole },
@@ -98,7 +98,7 @@ pub(crate) const PARTS: [Part; 8] = [
     },
     Part {
         name: "sim-chaos",
-        is_promised: false,
+        is_demanded: false,
         cases: &[
             Case { scenario: "chaos", nodes: 100, loss: 10.0, size: Size::Minutes(10.0) },
             Case { scenario: "chaos", nodes: 50, loss: 10.0, size: Size::Minutes(30.0) },
