@@ -56,7 +56,11 @@ pub(super) fn run(run: &Run) -> Result<Vec<Figure>> {
         }
         let start = Instant::now();
         certified.lab.spawn_daemon(victim)?;
-        mesh.wait_all(&mesh.pairs(), start, LIMIT).with_context(|| format!("round {round}, {victim}"))?;
+        mesh.wait_all(&mesh.pairs(), start, LIMIT).with_context(|| {
+            let log = certified.lab.log(victim).unwrap_or_default();
+            let tail = log.lines().rev().take(20).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
+            format!("round {round}, {victim}, whose log ends with\n{tail}")
+        })?;
         let took = start.elapsed().as_secs_f64();
         println!("round {round}: {victim} killed after {instant:.3?}, packets pass {took:.3} s after its start");
         times.push(took);

@@ -3,8 +3,8 @@
 use anyhow::{Result, anyhow, bail, ensure};
 use overlay_netns_harness::wire::WireSpec;
 use overlay_netns_harness::{HostSpec, netns, wait_for};
-use socket2::SockRef;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -36,7 +36,7 @@ pub(super) fn run(run: &Run) -> Result<Vec<Figure>> {
     let overlay = Overlay::start(&lab_name("replay"), run.binaries.clone(), &hosts, 1, "wireguard", |_| {})?;
     let (from, to) = (overlay.container("h1c1"), overlay.container("h2c1"));
     let receiver = udp_socket(to.view.namespace(), SocketAddr::new(to.v4.into(), 7400))?;
-    SockRef::from(&receiver).set_recv_buffer_size(8 << 20)?;
+    hold_much(&receiver)?;
     receiver.set_read_timeout(Some(Duration::from_millis(100)))?;
     let sender = netns::within(from.view.namespace(), || Ok(UdpSocket::bind((from.v4, 0))?))?;
     let refused = || overlay.drops("h2", "wireguard_replay");
@@ -74,6 +74,16 @@ pub(super) fn run(run: &Run) -> Result<Vec<Figure>> {
         Figure::new(format!("{what}: arrived twice"), again, "packets", Bound::AtMost(0.0)),
         Figure::new(format!("{what}: lost"), lost, "packets", Bound::AtMost(0.0)),
     ])
+}
+
+/// Room for every packet under way, beyond what the kernel grants unasked: whole blocks arrive at once.
+fn hold_much(receiver: &UdpSocket) -> Result<()> {
+    let bytes: libc::c_int = 16 << 20;
+    let (value, length) = ((&raw const bytes).cast(), size_of_val(&bytes) as libc::socklen_t);
+    // SAFETY: the option reads one integer, which lives across the call.
+    let done = unsafe { libc::setsockopt(receiver.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, value, length) };
+    ensure!(done == 0, "no room for packets: {}", std::io::Error::last_os_error());
+    Ok(())
 }
 
 fn take(receiver: &UdpSocket, count: u64, arrived: &Arrived) {
