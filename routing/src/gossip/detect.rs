@@ -60,8 +60,7 @@ impl Gossip {
         let nonce = self.rng.next_u64();
         let Some(peer) = self.peers.get_mut(&host) else { return };
         let Some(to) = peer.probe_address().filter(|_| peer.pair.is_some()) else { return };
-        // Of a member that does not answer anyway an unanswered probe says nothing new.
-        let (stage, pause) = match peer.probe_repetition().filter(|_| peer.state.is_reachable()) {
+        let (stage, pause) = match peer.probe_repetition() {
             Some(pause) => (ProbeStage::First, pause),
             None => (ProbeStage::Direct, peer.probe_timeout()),
         };
@@ -76,25 +75,27 @@ impl Gossip {
     /// Moves a round on whose deadline has passed.
     pub(super) fn probe_deadline(&mut self, host: HostId, now: Instant) {
         let Some(peer) = self.peers.get_mut(&host) else { return };
-        let timeout = peer.probe_timeout();
+        let (timeout, repetition) = (peer.probe_timeout(), peer.probe_repetition().unwrap_or_default());
+        let is_reachable = peer.state.is_reachable();
         let Some(probe) = peer.probe.as_mut() else { return };
         if probe.stage == ProbeStage::Indirect {
             let others_reach_it = probe.others_reach_it;
             self.round_failed(host, others_reach_it, now);
             return;
         }
-        if !peer.state.is_reachable() {
-            // There is no verdict to prepare; the next attempt of first contact comes anyway.
-            peer.probe = None;
-            return;
-        }
         if probe.stage == ProbeStage::First {
             let nonce = self.rng.next_u64();
             probe.stage = ProbeStage::Direct;
-            probe.deadline = probe.sent + timeout;
+            // Counted from here: a timer that was handled late leaves the repetition its time all the same.
+            probe.deadline = now + (timeout - repetition.min(timeout));
             probe.repeated = Some((nonce, now));
             let (message, to) = (Message::Probe { nonce, plain: probe.plain }, probe.to);
             self.send_to(host, &message, to);
+            return;
+        }
+        if !is_reachable {
+            // There is no verdict to prepare; the next attempt of first contact comes anyway.
+            peer.probe = None;
             return;
         }
         probe.stage = ProbeStage::Indirect;
