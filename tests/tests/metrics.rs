@@ -77,6 +77,8 @@ fn page_has_every_metric_and_its_figures_are_true() {
     let document = fs::read_to_string(workspace().join("docs/metrics.md")).unwrap();
     let documented: Vec<String> = document
         .lines()
+        // These members are written in a file.
+        .filter(|line| !line.contains("Only of a member by certificate."))
         .filter_map(|line| line.strip_prefix("| `overlay_")?.split('`').next())
         .map(|name| format!("overlay_{name}"))
         .collect();

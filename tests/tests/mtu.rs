@@ -51,7 +51,10 @@ fn matrix(encapsulation: &str, underlay: u32) {
     let report = ping(&from.view, "-c 100 -i 0.005 -W 2 -s 1472 -M dont", &to.v4.to_string()).unwrap();
     assert_eq!((report.sent, report.received), (100, 100), "{}", report.text);
     // In IPv6 the sender fragments, once it was told.
-    let _ = ping(&from.view, "-c 2 -i 0.05 -W 1 -s 1452 -M dont", &to.v6.to_string()).unwrap();
+    wait_for("both ends of the IPv6 path to be told", LIMIT, || {
+        ping(&from.view, "-c 1 -W 0.5 -s 1452 -M dont", &to.v6.to_string()).ok().filter(|report| report.is_lossless())
+    })
+    .unwrap();
     let report = ping(&from.view, "-c 100 -i 0.005 -W 2 -s 1452 -M dont", &to.v6.to_string()).unwrap();
     assert_eq!((report.sent, report.received), (100, 100), "{}", report.text);
 

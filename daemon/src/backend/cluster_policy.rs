@@ -185,12 +185,13 @@ impl Api {
         }
         if newest.author == self.core.host {
             let hosts = self.policy_hosts(Instant::now());
-            let refusing: Vec<String> = hosts
+            let mut refusing: Vec<String> = hosts
                 .iter()
                 .skip(1)
                 .filter(|host| host.state == PolicyHostState::Refused)
                 .map(|host| host.name.clone())
                 .collect();
+            refusing.sort();
             if !refusing.is_empty() {
                 problems.push(Problem {
                     code: "POLICY_NOT_EVERYWHERE".to_owned(),
