@@ -8,7 +8,7 @@ mod policy;
 mod request;
 mod status;
 
-pub use endpoint::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState};
+pub use endpoint::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState, link_alias};
 pub use error::{ApiError, Problem};
 pub use membership::{
     CertificateInfo, InitRequest, Invitation, InviteRequest, Joined, MembershipRequest, MembershipResponse, SecretText,

@@ -9,6 +9,12 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+/// The alias of the host's end of an endpoint's link: by it the link is known as ours without asking the daemon.
+#[must_use]
+pub fn link_alias(endpoint: &str, interface: &str) -> String {
+    format!("{endpoint} {interface}")
+}
+
 /// What is to be attached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointRequest {

@@ -156,14 +156,18 @@ impl Kernel {
             LinkAttribute::IfName(host.into()),
             LinkAttribute::Mtu(mtu),
             LinkAttribute::Group(group),
-            LinkAttribute::IfAlias(alias.into()),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Veth),
                 LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
             ]),
         ];
         let what = format!("create veth {host}");
-        self.handle.link().add(message).execute().await.map_err(PlumbingError::netlink(what))
+        self.handle.link().add(message).execute().await.map_err(PlumbingError::netlink(what))?;
+        // The kernel takes no alias while it makes a link.
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(host.into()), LinkAttribute::IfAlias(alias.into())];
+        let what = format!("name the owner of {host}");
+        self.handle.link().change(message).execute().await.map_err(PlumbingError::netlink(what))
     }
 
     pub(crate) async fn delete_link(&self, name: &str) -> Result<(), PlumbingError> {

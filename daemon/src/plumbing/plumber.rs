@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use overlay_control::api::{EndpointRequest, Problem};
+use overlay_control::api::{EndpointRequest, Problem, link_alias};
 use overlay_dataplane::HostPolicy;
 use rtnetlink::packet_route::link::LinkAttribute;
 
@@ -384,7 +384,7 @@ impl Plumber {
     async fn make_host_side(&mut self, lease: &Lease) -> Result<(), PlumbingError> {
         // A veth of that name can only be a leftover of ours: names are derived from the endpoint.
         self.kernel.delete_link(&lease.host_ifname).await?;
-        let alias = format!("{} {}", lease.name, lease.interface);
+        let alias = link_alias(&lease.name, &lease.interface);
         self.kernel.add_veth(&lease.host_ifname, &lease.peer_ifname, lease.mtu, self.config.group, &alias).await?;
         let outcome = self.reconcile(Scope::Routing).await;
         let link = self.kernel.link(&lease.host_ifname).await?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use overlay_control::api::{EndpointLease, EndpointRequest, EndpointState};
+use overlay_control::api::{EndpointLease, EndpointRequest, EndpointState, link_alias};
 use overlay_control::{Code, ControlError};
 use serde_json::{Value, json};
 
@@ -125,11 +125,7 @@ fn delete(config: &NetworkConfig, environment: &Environment) -> Result<(), CniEr
         }
         Err(_) => (),
     }
-    if environment.netns.is_empty() {
-        // The link went with its namespace.
-        return Ok(());
-    }
-    inspect::remove(&Namespace::named(&environment.netns), interface)
+    inspect::remove_link(&link_alias(&name, interface))
 }
 
 fn check(config: &NetworkConfig, environment: &Environment) -> Result<(), CniError> {

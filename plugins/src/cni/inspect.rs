@@ -55,17 +55,29 @@ pub(super) fn has_default_route(namespace: &Namespace, interface: &str, v6: bool
     Ok(output.status.success() && !output.stdout.trim_ascii().is_empty())
 }
 
-/// Removes an interface; one that is not there, or a namespace that is not, is fine.
-pub(super) fn remove(namespace: &Namespace, interface: &str) -> Result<(), CniError> {
-    if namespace.check().is_err() || Interface::of(Some(namespace), interface)?.is_none() {
-        return Ok(());
+/// A link as `ip -json link show` prints it.
+#[derive(Debug, Deserialize)]
+struct Aliased {
+    #[serde(default)]
+    ifname: String,
+    #[serde(default)]
+    ifalias: String,
+}
+
+/// Removes the link of an endpoint by the host's end, which carries the endpoint's name; none is fine. What others made inside
+/// the container is not touched.
+pub(super) fn remove_link(alias: &str) -> Result<(), CniError> {
+    let output = run(None, &["ip", "-json", "link", "show"])?;
+    let links: Vec<Aliased> = serde_json::from_slice(&output.stdout)
+        .map_err(|error| CniError::new(error::IO, "`ip -json` printed something unreadable", error.to_string()))?;
+    for link in links.into_iter().filter(|link| link.ifalias == alias) {
+        let output = run(None, &["ip", "link", "delete", "dev", &link.ifname])?;
+        if !output.status.success() && Interface::of(None, &link.ifname)?.is_some() {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(CniError::new(error::NAMESPACE, format!("{} cannot be removed", link.ifname), said));
+        }
     }
-    let output = run(Some(namespace), &["ip", "link", "delete", "dev", interface])?;
-    if output.status.success() || Interface::of(Some(namespace), interface)?.is_none() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(CniError::new(error::NAMESPACE, format!("{interface} cannot be removed"), said))
+    Ok(())
 }
 
 fn run(namespace: Option<&Namespace>, words: &[&str]) -> Result<std::process::Output, CniError> {

@@ -141,6 +141,24 @@ fn stale_attachment_is_replaced_and_one_in_use_is_not() {
 }
 
 #[test]
+fn interface_of_somebody_else_is_neither_taken_nor_removed() {
+    let Some(overlay) = overlay() else { return };
+    let view = overlay.lab.add_namespace("theirs").unwrap();
+    overlay_netns_harness::run_in(&view, &["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "theirs"])
+        .unwrap();
+    let cni = Cni::new(&overlay.lab, "h1", "1.0.0", "theirs", &view);
+    assert!(cni.call("ADD", &[]).refused(102).contains("eth0"));
+    // Engines clean up after a failed ADD, also when the daemon is not there.
+    cni.call("DEL", &[]).ok();
+    overlay.lab.kill_daemon("h1").unwrap();
+    cni.call("DEL", &[]).ok();
+    overlay.lab.start_daemon("h1").unwrap();
+    overlay.lab.wait_ready(Duration::from_secs(20)).unwrap();
+    assert!(overlay_netns_harness::run_in(&view, &["ip", "link", "show", "eth0"]).unwrap().contains("eth0"));
+    assert!(endpoints(&overlay, "h1").is_empty());
+}
+
+#[test]
 fn garbage_is_collected_by_list_only() {
     let Some(overlay) = overlay() else { return };
     let calls: Vec<(Cni, netns::View)> = ["gc1", "gc2"]
