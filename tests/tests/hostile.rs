@@ -56,6 +56,11 @@ fn peer_cannot_use_a_source_of_another_owner() {
     let _logs = overlay.lab.logs_on_failure();
     let (h2, h3) = (overlay.lab.host("h2").unwrap(), overlay.lab.host("h3").unwrap());
     let to = overlay.container("h2c1");
+    // The hosts are ready as soon as packets pass over WireGuard; this is about IPIP.
+    wait_for("h2 to take packets of h3 in clear", LIMIT, || {
+        (overlay.peer("h2", "h3").ok()?.encapsulation.to_string() == "ipip").then_some(())
+    })
+    .unwrap();
     let receiver = udp_socket(to.view.namespace(), SocketAddr::new(to.v4.into(), 7101)).unwrap();
     let raw = raw_sender(h3.view().namespace()).unwrap();
     let send = |inner_source: Ipv4Addr, payload: &[u8]| {
