@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use overlay_control::api::{PeerStatus, Request, Response, Status};
-use overlay_netns_harness::{Binaries, HostSpec, Lab, Topology, netns, ping};
+use overlay_netns_harness::{Binaries, HostSpec, Lab, Topology, netns, ping, wait_for};
 use overlay_routing::identity::IdentityKey;
 use overlay_routing::membership::{JoinEvent, Joiner, Token};
 use overlay_wire::gossip::Record;
@@ -133,6 +133,22 @@ impl TestJoiner {
         let socket = netns::within(namespace, || UdpSocket::bind("0.0.0.0:0").context("binding a UDP socket"))?;
         socket.set_nonblocking(true)?;
         Ok(TestJoiner { identity, joiner, socket })
+    }
+
+    /// Lets joiners run until each has ended; how, in the order in which they did.
+    pub fn run_all(mut joiners: Vec<TestJoiner>) -> Result<Vec<JoinEvent>> {
+        let mut ended = Vec::new();
+        wait_for("every joiner to be answered", Duration::from_secs(90), || {
+            joiners.retain_mut(|joiner| match joiner.turn() {
+                Some(event) => {
+                    ended.push(event);
+                    false
+                }
+                None => true,
+            });
+            joiners.is_empty().then_some(())
+        })?;
+        Ok(ended)
     }
 
     /// Sends what is due and takes what came; how it ended, once it has.

@@ -28,20 +28,8 @@ fn namespace(lab: &Certified, host: &str) -> String {
 }
 
 /// Lets joiners run until each has ended.
-fn run(mut joiners: Vec<TestJoiner>) -> Vec<JoinEvent> {
-    let mut ended = Vec::new();
-    wait_for("every joiner to be answered", Duration::from_secs(90), || {
-        joiners.retain_mut(|joiner| match joiner.turn() {
-            Some(event) => {
-                ended.push(event);
-                false
-            }
-            None => true,
-        });
-        joiners.is_empty().then_some(())
-    })
-    .unwrap();
-    ended
+fn run(joiners: Vec<TestJoiner>) -> Vec<JoinEvent> {
+    TestJoiner::run_all(joiners).unwrap()
 }
 
 fn admitted(event: &JoinEvent) -> Option<&Admission> {

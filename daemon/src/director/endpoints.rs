@@ -147,7 +147,7 @@ impl Director {
         let reflexive = if config.node.endpoints.is_empty() { ReflexiveUse::Publish } else { ReflexiveUse::Ignore };
         let local = self.underlay.found.union(&sources).copied().collect();
         self.gossip.set_local_addresses(local, reflexive, now);
-        let endpoints = own_endpoints(&config, &view.members, &self.underlay.found);
+        let endpoints = endpoints_of(&config, &ways, &self.underlay.found);
         let is_other =
             |(to, source): (&SocketAddr, &IpAddr)| self.underlay.ways.get(to).is_some_and(|before| before != source);
         let is_rerouted = ways.iter().any(is_other);
@@ -234,10 +234,14 @@ fn ways(config: &Config, known: &[MemberView]) -> BTreeMap<SocketAddr, IpAddr> {
 /// the other addresses that were found.
 #[must_use]
 pub fn own_endpoints(config: &Config, known: &[MemberView], found: &BTreeSet<IpAddr>) -> Vec<SocketAddr> {
+    endpoints_of(config, &ways(config, known), found)
+}
+
+fn endpoints_of(config: &Config, ways: &BTreeMap<SocketAddr, IpAddr>, found: &BTreeSet<IpAddr>) -> Vec<SocketAddr> {
     if !config.node.endpoints.is_empty() {
         return config.node.endpoints.clone();
     }
-    let mut sources: Vec<IpAddr> = ways(config, known).into_values().collect();
+    let mut sources: Vec<IpAddr> = ways.values().copied().collect();
     sources.sort_unstable();
     sources.dedup();
     let others = found.iter().filter(|ip| !sources.contains(ip));

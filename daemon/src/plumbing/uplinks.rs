@@ -9,15 +9,15 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use futures_util::StreamExt;
+use overlay_routing::gossip::is_reachable_from_elsewhere;
 use overlay_wire::Prefix;
 use rtnetlink::MulticastGroup;
-use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use tokio::sync::Notify;
 
 use super::interfaces::Interface;
 use super::netlink::{Kernel, KernelAddress, Link};
-use super::watch::concerns_uplinks;
+use super::watch::{Watching, concerns_uplinks, follow_kernel};
 use super::{PlumbingConfig, PlumbingError};
 
 /// What must not be taken for an address of the underlay.
@@ -71,25 +71,14 @@ pub fn watch(config: &PlumbingConfig, changed: Arc<Notify>) -> Result<(), Plumbi
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
     ];
-    let (connection, handle, mut messages) =
-        rtnetlink::new_multicast_connection(&groups).map_err(PlumbingError::NetlinkSocket)?;
     let tables = config.tables;
-    tokio::spawn(connection);
-    tokio::spawn(async move {
-        // The connection ends with its last handle.
-        let _handle = handle;
-        while let Some((message, _)) = messages.next().await {
-            let relevant = match &message.payload {
-                NetlinkPayload::InnerMessage(inner) => concerns_uplinks(inner, tables),
-                NetlinkPayload::Overrun(_) => true,
-                _ => false,
-            };
-            if relevant {
-                changed.notify_one();
-            }
+    let tell = move |message: Option<&RouteNetlinkMessage>| {
+        if message.is_none_or(|message| concerns_uplinks(message, tables)) {
+            changed.notify_one();
         }
-    });
-    Ok(())
+        Watching::Goes
+    };
+    follow_kernel(&groups, tell).map_err(PlumbingError::NetlinkSocket)
 }
 
 fn counting(
@@ -116,14 +105,6 @@ fn counting(
         .map(|address| address.ip)
         .filter(|ip| is_reachable_from_elsewhere(*ip))
         .collect()
-}
-
-fn is_reachable_from_elsewhere(ip: IpAddr) -> bool {
-    let link_local = match ip {
-        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || link_local)
 }
 
 #[cfg(test)]

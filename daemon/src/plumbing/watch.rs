@@ -48,18 +48,38 @@ fn watch_routing(tables: Tables, changes: mpsc::Sender<Change>) -> io::Result<()
         MulticastGroup::Ipv4Rule,
         MulticastGroup::Ipv6Rule,
     ];
-    let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(&groups)?;
+    follow_kernel(&groups, move |message| {
+        let relevant = message.is_none_or(|message| concerns(message, tables));
+        let is_over = relevant && changes.try_send(Change::Routing).is_err() && changes.is_closed();
+        if is_over { Watching::Ends } else { Watching::Goes }
+    })
+}
+
+/// Whether more messages are wanted.
+pub(super) enum Watching {
+    /// They are.
+    Goes,
+    /// Nobody listens any more.
+    Ends,
+}
+
+/// Tells every message of the kernel to these groups, and `None` when some were lost; must run inside a tokio runtime.
+pub(super) fn follow_kernel(
+    groups: &[MulticastGroup],
+    mut tell: impl FnMut(Option<&RouteNetlinkMessage>) -> Watching + Send + 'static,
+) -> io::Result<()> {
+    let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(groups)?;
     tokio::spawn(connection);
     tokio::spawn(async move {
         // The connection ends with its last handle.
         let _handle = handle;
         while let Some((message, _)) = messages.next().await {
-            let relevant = match &message.payload {
-                NetlinkPayload::InnerMessage(inner) => concerns(inner, tables),
-                NetlinkPayload::Overrun(_) => true,
-                _ => false,
+            let next = match &message.payload {
+                NetlinkPayload::InnerMessage(inner) => tell(Some(inner)),
+                NetlinkPayload::Overrun(_) => tell(None),
+                _ => Watching::Goes,
             };
-            if relevant && changes.try_send(Change::Routing).is_err() && changes.is_closed() {
+            if matches!(next, Watching::Ends) {
                 return;
             }
         }

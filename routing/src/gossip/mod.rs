@@ -43,7 +43,7 @@ mod view;
 pub use config::{ForeignPrefixes, GossipConfig, GossipError, OwnHost, StaticMember, cluster_id};
 pub use membership::{Authority, ClusterPolicy, Introduction, Membership, Standing};
 pub use paths::DataPath;
-pub use reflexive::ReflexiveUse;
+pub use reflexive::{ReflexiveUse, is_reachable_from_elsewhere};
 pub use view::{DownReason, GossipCounters, GossipEvent, MemberState, MemberView, Transmit};
 
 use crate::identity::IdentityKey;

@@ -105,6 +105,16 @@ impl Reflexive {
     }
 }
 
+/// Whether other hosts may reach an address at all: not the loopback's, link-local, of a group or none.
+#[must_use]
+pub fn is_reachable_from_elsewhere(ip: IpAddr) -> bool {
+    let link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || link_local)
+}
+
 impl Gossip {
     /// Says which addresses are this host's own, and whether others at which members see it are to be published. What
     /// members reported before an address changed is forgotten.
@@ -132,7 +142,7 @@ impl Gossip {
         peer.observed = Some(address);
         let ip = address.ip();
         let in_overlay = matches!(self.rib.owner(ip), Some(Owner::Local | Owner::Member(_)));
-        if self.reflexive.wanted == ReflexiveUse::Publish && address.port() != 0 && is_global(ip) && !in_overlay {
+        if self.reflexive.wanted == ReflexiveUse::Publish && address.port() != 0 && is_reachable_from_elsewhere(ip) && !in_overlay {
             self.reflexive.report(host, address, now);
         }
     }
@@ -170,15 +180,6 @@ impl Gossip {
             self.publish(self.own_key(RecordKind::HOST), body, now);
         }
     }
-}
-
-/// Whether an address may be that of a host seen from outside.
-fn is_global(ip: IpAddr) -> bool {
-    let link_local = match ip {
-        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || link_local)
 }
 
 #[cfg(test)]

@@ -1,11 +1,9 @@
 //! One token, many hosts at once.
 
 use anyhow::{Result, bail, ensure};
-use overlay_netns_harness::wait_for;
 use overlay_routing::membership::JoinEvent;
 use overlay_wire::membership::{Admission, JoinRefusal};
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use super::{Bound, Figure, Run};
 use crate::{Certified, TestJoiner, fresh_identity, lab_name};
@@ -43,20 +41,10 @@ pub(super) fn run(run: &Run) -> Result<Vec<Figure>> {
 /// Lets so many hosts ask with one token until each is answered.
 fn ask_all(certified: &Certified, token: &str, count: usize, name: &str) -> Result<Vec<JoinEvent>> {
     let view = certified.lab.view("h2")?;
-    let mut joiners = (0..count)
+    let joiners = (0..count)
         .map(|number| TestJoiner::new(view.namespace(), token, &format!("{name}{number}"), fresh_identity()))
         .collect::<Result<Vec<_>>>()?;
-    let mut ended = Vec::new();
-    wait_for("every joiner to be answered", Duration::from_secs(90), || {
-        joiners.retain_mut(|joiner| match joiner.turn() {
-            Some(event) => {
-                ended.push(event);
-                false
-            }
-            None => true,
-        });
-        joiners.is_empty().then_some(())
-    })?;
+    let ended = TestJoiner::run_all(joiners)?;
     if ended.contains(&JoinEvent::NoAnswer) {
         bail!("some were not answered: {ended:?}");
     }
