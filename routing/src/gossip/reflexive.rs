@@ -142,7 +142,11 @@ impl Gossip {
         peer.observed = Some(address);
         let ip = address.ip();
         let in_overlay = matches!(self.rib.owner(ip), Some(Owner::Local | Owner::Member(_)));
-        if self.reflexive.wanted == ReflexiveUse::Publish && address.port() != 0 && is_reachable_from_elsewhere(ip) && !in_overlay {
+        if self.reflexive.wanted == ReflexiveUse::Publish
+            && address.port() != 0
+            && is_reachable_from_elsewhere(ip)
+            && !in_overlay
+        {
             self.reflexive.report(host, address, now);
         }
     }
