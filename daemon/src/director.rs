@@ -284,6 +284,7 @@ impl Director {
         core.view.store(Arc::new(View {
             verdicts: self.gossip.announced_verdicts(),
             observed: self.gossip.observed_addresses().into_iter().collect(),
+            outside: self.gossip.outside_endpoints().to_vec(),
             is_behind_nat: self.gossip.is_behind_nat(),
             counters: self.gossip.counters(),
             rib,

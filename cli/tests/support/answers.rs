@@ -45,6 +45,7 @@ fn peers() -> Vec<PeerStatus> {
         endpoints: vec!["192.0.2.2:51821".into(), "[2001:db8::2]:51821".into()],
         control: ControlState::Up,
         data: DataState::Up,
+        arriving: DataState::Up,
         rtt_us: Some(412),
         loss_percent: Some(0.0),
         handshake_age_ms: Some(42_000),
@@ -81,6 +82,7 @@ fn peers() -> Vec<PeerStatus> {
         endpoints: vec![],
         control: ControlState::None,
         data: DataState::Idle,
+        arriving: DataState::Idle,
         mtu: None,
         problems: vec![],
         ..h3.clone()
