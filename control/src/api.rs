@@ -3,6 +3,7 @@
 mod endpoint;
 mod error;
 mod membership;
+mod nat;
 mod network;
 mod policy;
 mod request;
@@ -14,6 +15,7 @@ pub use membership::{
     CertificateInfo, InitRequest, Invitation, InviteRequest, Joined, MembershipRequest, MembershipResponse, SecretText,
     TokenInfo,
 };
+pub use nat::{NatRequest, PortProtocol, PortSelector, PublishRequest, PublishedPort, UnknownProtocol};
 pub use network::{
     DoctorMode, Event, Finding, FindingStatus, Flow, FlowSelector, PingProgress, PingReply, PolicyTest, PolicyView,
     Refusal, RefusedBy, RouteAdded, RouteEntry, RouteWhy, RuleMatch, Severity, TestVerdict, Verdict,

@@ -73,6 +73,8 @@ pub enum Change {
     Ask(Vec<HostId>, Question, mpsc::Sender<Told>),
     /// What is known of a member at this moment. Changes nothing.
     Look(HostId, oneshot::Sender<Option<MemberView>>),
+    /// Build what the packet path works with anew, from what the plumbing has told.
+    Rebuild(oneshot::Sender<()>),
     /// Something about membership.
     Membership(MembershipChange),
     /// Something about the policy of the whole cluster.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::endpoint::{EndpointInfo, EndpointLease, EndpointRequest};
 use super::membership::{MembershipRequest, MembershipResponse};
+use super::nat::{NatRequest, PublishedPort};
 use super::network::{
     DoctorMode, Event, Finding, Flow, FlowSelector, PingProgress, PolicyTest, PolicyView, RouteAdded, RouteEntry,
     RouteWhy, TestVerdict,
@@ -135,6 +136,8 @@ pub enum Request {
     },
     /// Every container on this host. Answer: `Endpoints`.
     EndpointList,
+    /// Published ports.
+    Nat(NatRequest),
     /// Checks a configuration, or the daemon's own file again. Answer: `Done`.
     ConfigCheck {
         /// The text; absent: the daemon's own file.
@@ -197,6 +200,7 @@ impl Request {
             | Self::EndpointRemove { .. }
             | Self::ConfigReload => true,
             Self::Membership(request) => request.is_change(),
+            Self::Nat(request) => request.is_change(),
             Self::ClusterPolicy(request) => request.is_change(),
             Self::Doctor { mode, .. } => *mode != DoctorMode::Check,
             Self::Status
@@ -273,6 +277,8 @@ pub enum Response {
     Lease(EndpointLease),
     /// Containers.
     Endpoints(Vec<EndpointInfo>),
+    /// Published ports.
+    PublishedPorts(Vec<PublishedPort>),
     /// Values in force.
     Settings(Vec<Setting>),
     /// Values that differ.
@@ -323,6 +329,7 @@ impl Response {
             Self::Killed { .. } => "killed",
             Self::Lease(_) => "lease",
             Self::Endpoints(_) => "endpoints",
+            Self::PublishedPorts(_) => "published_ports",
             Self::Settings(_) => "settings",
             Self::Changes(_) => "changes",
             Self::PingStarted { .. } => "ping_started",

@@ -10,6 +10,7 @@ mod metrics;
 mod no_path;
 mod pings;
 mod policy;
+mod ports;
 mod problems;
 mod routes;
 mod status;
@@ -76,6 +77,7 @@ impl Backend for Api {
             Request::EndpointAbort { lease } => self.endpoint_abort(lease).await,
             Request::EndpointRemove { name } => self.endpoint_remove(&name).await,
             Request::EndpointList => self.endpoint_list().await,
+            Request::Nat(request) => self.nat(request).await,
             Request::ConfigCheck { text } => self.config_check(text),
             Request::ConfigShow => Ok(Response::Settings(self.core.config.load().settings())),
             Request::ConfigDiff => self.config_diff(),
