@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use overlay_control::{ApiError, Code};
 
 /// Held for the daemon's life: two daemons never share an interface, a runtime or a state directory.
+#[derive(Debug)]
 pub(super) struct Locks(#[expect(dead_code, reason = "held, never read")] Vec<File>);
 
 /// How long the locks of a daemon that was killed may outlive it. A program that it was about to start, `nft` say, has all of
@@ -88,7 +89,7 @@ mod tests {
         let paths = ["runtime.lock", "state.lock"].map(|name| directory.path().join(name));
         let _former = lock(paths.clone()).await.expect("free");
         let began = Instant::now();
-        let error = lock(paths).await.err().expect("held");
+        let error = lock(paths).await.expect_err("held");
         assert_eq!(error.code, Code::AlreadyRunning.name());
         assert!(began.elapsed() >= PATIENCE);
     }
