@@ -4,6 +4,7 @@ mod endpoint;
 mod error;
 mod membership;
 mod network;
+mod networks;
 mod policy;
 mod request;
 mod status;
@@ -17,6 +18,10 @@ pub use membership::{
 pub use network::{
     DoctorMode, Event, Finding, FindingStatus, Flow, FlowSelector, PingProgress, PingReply, PolicyTest, PolicyView,
     Refusal, RefusedBy, RouteAdded, RouteEntry, RouteWhy, RuleMatch, Severity, TestVerdict, Verdict,
+};
+pub use networks::{
+    AddressState, IpamAddress, IpamFinding, IpamRequest, IpamResponse, IpamUsage, NetworkCreate, NetworkHost,
+    NetworkInfo, NetworkRequest,
 };
 pub use policy::{
     ClusterPolicyStatus, PolicyHost, PolicyHostState, PolicyRequest, PolicyRevision, PolicyStage, PolicyTexts,

@@ -13,6 +13,7 @@ use super::network::{
     DoctorMode, Event, Finding, Flow, FlowSelector, PingProgress, PolicyTest, PolicyView, RouteAdded, RouteEntry,
     RouteWhy, TestVerdict,
 };
+use super::networks::{IpamRequest, IpamResponse, NetworkInfo, NetworkRequest};
 use super::policy::{ClusterPolicyStatus, PolicyRequest, PolicyTexts, PolicyWritten};
 use super::status::{PeerStatus, Status, VersionInfo};
 
@@ -135,6 +136,10 @@ pub enum Request {
     },
     /// Every container on this host. Answer: `Endpoints`.
     EndpointList,
+    /// Networks of the cluster. Answer: `Networks`, or `Done`.
+    Network(NetworkRequest),
+    /// Addresses of this host. Answer: `Ipam`, or `Done`.
+    Ipam(IpamRequest),
     /// Checks a configuration, or the daemon's own file again. Answer: `Done`.
     ConfigCheck {
         /// The text; absent: the daemon's own file.
@@ -198,6 +203,8 @@ impl Request {
             | Self::ConfigReload => true,
             Self::Membership(request) => request.is_change(),
             Self::ClusterPolicy(request) => request.is_change(),
+            Self::Network(request) => request.is_change(),
+            Self::Ipam(request) => request.is_change(),
             Self::Doctor { mode, .. } => *mode != DoctorMode::Check,
             Self::Status
             | Self::PeerList
@@ -273,6 +280,10 @@ pub enum Response {
     Lease(EndpointLease),
     /// Containers.
     Endpoints(Vec<EndpointInfo>),
+    /// Networks.
+    Networks(Vec<NetworkInfo>),
+    /// Addresses of this host.
+    Ipam(IpamResponse),
     /// Values in force.
     Settings(Vec<Setting>),
     /// Values that differ.
@@ -323,6 +334,8 @@ impl Response {
             Self::Killed { .. } => "killed",
             Self::Lease(_) => "lease",
             Self::Endpoints(_) => "endpoints",
+            Self::Networks(_) => "networks",
+            Self::Ipam(_) => "ipam",
             Self::Settings(_) => "settings",
             Self::Changes(_) => "changes",
             Self::PingStarted { .. } => "ping_started",
