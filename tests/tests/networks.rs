@@ -250,6 +250,7 @@ fn bridge_joins_neighbours_unfiltered_and_binds_them_all_the_same() {
     wait_reaches(&far, &one);
 
     // Nobody speaks for another: neither packets nor ARP nor neighbour advertisements reach a neighbour.
+    let h1 = lab.host("h1").unwrap().view().clone();
     let others: [IpAddr; 2] = {
         let high = |address: IpAddr| match address {
             IpAddr::V4(v4) => IpAddr::from((u32::from(v4) | 0x1e).to_be_bytes()),
@@ -267,13 +268,23 @@ fn bridge_joins_neighbours_unfiltered_and_binds_them_all_the_same() {
         assert!(!report.is_ok_and(|report| report.received > 0), "{spoofed} answered");
         let known = within(&two.view, &format!("ip neigh show to {spoofed}"));
         assert!(!known.contains("lladdr"), "{known}");
+        // Without the table it would work, until the daemon has put it back.
+        let loose = || {
+            within(&h1, "nft delete table bridge overlay");
+            let report = ping(&one.view, &format!("-c 2 -i 0.2 -W 1 -I {spoofed}"), &to.to_string());
+            report.is_ok_and(|report| report.received > 0).then_some(())
+        };
+        wait_for(&format!("{spoofed} to be answered without the table"), LIMIT, loose).unwrap();
+        wait_for("the table to be back", LIMIT, || {
+            within(&h1, "nft list tables").contains("table bridge overlay").then_some(())
+        })
+        .unwrap();
         within(&one.view, &format!("ip address del {spoofed} dev eth0"));
     }
     assert!(within(&two.view, &format!("ip neigh show to {}", one.v4)).contains("lladdr"), "the true one is known");
     assert!(reaches(&one, &two));
 
     // The bridge outlives a restart, and goes with its last container.
-    let h1 = lab.host("h1").unwrap().view().clone();
     lab.stop_daemon("h1").unwrap();
     lab.start_daemon("h1").unwrap();
     lab.wait_ready(LIMIT).unwrap();
