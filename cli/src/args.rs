@@ -1,5 +1,6 @@
 //! The command line as `clap` parses it.
 
+mod dns;
 mod membership;
 mod nat;
 mod plugin;
@@ -13,6 +14,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use overlay_config::PublicKey;
 use overlay_wire::{Encapsulation, Prefix};
 
+pub(crate) use dns::Dns;
 pub(crate) use nat::{HostPort, Nat, Target};
 pub(crate) use plugin::{Cni, CniPlaces, Plugin};
 
@@ -97,6 +99,9 @@ pub(crate) enum Command {
     /// Ports of this host that lead to containers.
     #[command(subcommand)]
     Nat(Nat),
+    /// Names of hosts and containers.
+    #[command(subcommand)]
+    Dns(Dns),
     /// Plugins of container engines.
     #[command(subcommand)]
     Plugin(Plugin),

@@ -7,6 +7,7 @@ use overlay_wire::policy::PolicySet;
 use overlay_wire::{Encapsulation, Prefix};
 use serde::{Deserialize, Serialize};
 
+use super::dns::{DnsRequest, DnsStatus};
 use super::endpoint::{EndpointInfo, EndpointLease, EndpointRequest};
 use super::membership::{MembershipRequest, MembershipResponse};
 use super::nat::{NatRequest, PublishedPort};
@@ -138,6 +139,8 @@ pub enum Request {
     EndpointList,
     /// Published ports.
     Nat(NatRequest),
+    /// Names of containers.
+    Dns(DnsRequest),
     /// Checks a configuration, or the daemon's own file again. Answer: `Done`.
     ConfigCheck {
         /// The text; absent: the daemon's own file.
@@ -201,6 +204,7 @@ impl Request {
             | Self::ConfigReload => true,
             Self::Membership(request) => request.is_change(),
             Self::Nat(request) => request.is_change(),
+            Self::Dns(request) => request.is_change(),
             Self::ClusterPolicy(request) => request.is_change(),
             Self::Doctor { mode, .. } => *mode != DoctorMode::Check,
             Self::Status
@@ -279,6 +283,8 @@ pub enum Response {
     Endpoints(Vec<EndpointInfo>),
     /// Published ports.
     PublishedPorts(Vec<PublishedPort>),
+    /// The server of names.
+    Dns(DnsStatus),
     /// Values in force.
     Settings(Vec<Setting>),
     /// Values that differ.
@@ -330,6 +336,7 @@ impl Response {
             Self::Lease(_) => "lease",
             Self::Endpoints(_) => "endpoints",
             Self::PublishedPorts(_) => "published_ports",
+            Self::Dns(_) => "dns",
             Self::Settings(_) => "settings",
             Self::Changes(_) => "changes",
             Self::PingStarted { .. } => "ping_started",

@@ -3,6 +3,7 @@
 mod ask;
 mod change;
 mod cluster_policy;
+mod dns;
 mod endpoints;
 mod look;
 mod membership;
@@ -78,6 +79,7 @@ impl Backend for Api {
             Request::EndpointRemove { name } => self.endpoint_remove(&name).await,
             Request::EndpointList => self.endpoint_list().await,
             Request::Nat(request) => self.nat(request).await,
+            Request::Dns(request) => self.dns(request).await,
             Request::ConfigCheck { text } => self.config_check(text),
             Request::ConfigShow => Ok(Response::Settings(self.core.config.load().settings())),
             Request::ConfigDiff => self.config_diff(),

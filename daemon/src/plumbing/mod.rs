@@ -13,6 +13,7 @@ pub mod host_policy;
 pub mod interfaces;
 pub mod ipam;
 pub mod lease;
+pub mod names;
 mod netlink;
 pub mod nft;
 mod plumber;

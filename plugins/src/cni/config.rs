@@ -85,7 +85,7 @@ impl NetworkConfig {
         self.socket.clone().unwrap_or_else(|| SOCKET.into())
     }
 
-    fn runtime(&self, key: &str) -> Option<&Value> {
+    pub(super) fn runtime(&self, key: &str) -> Option<&Value> {
         self.runtime.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value)
     }
 

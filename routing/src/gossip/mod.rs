@@ -24,6 +24,7 @@ mod detect;
 mod introduced;
 mod limiter;
 mod membership;
+mod names;
 mod pair;
 mod paths;
 mod peer;

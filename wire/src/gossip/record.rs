@@ -31,6 +31,8 @@ impl RecordKind {
     pub const POLICY: Self = Self(5);
     /// What the host made of the cluster's policy.
     pub const POLICY_STATUS: Self = Self(6);
+    /// Names of containers on the host.
+    pub const NAMES: Self = Self(8);
 }
 
 /// The name of a record; versions of one key replace each other.
