@@ -3,6 +3,7 @@
 mod dns;
 mod membership;
 mod nat;
+mod network;
 mod plugin;
 mod policy;
 
@@ -19,6 +20,7 @@ pub(crate) use nat::{HostPort, Nat, Target};
 pub(crate) use plugin::{Cni, CniPlaces, Plugin};
 
 pub(crate) use membership::{Ca, Cert, Init, Invite, Join, Node, Token};
+pub(crate) use network::{Ipam, Network};
 pub(crate) use policy::Policy;
 
 /// Shows and changes the overlay network of this host.
@@ -102,6 +104,12 @@ pub(crate) enum Command {
     /// Names of hosts and containers.
     #[command(subcommand)]
     Dns(Dns),
+    /// Networks of the cluster: containers of different ones do not talk unless the policy says so.
+    #[command(subcommand)]
+    Network(Network),
+    /// Addresses of this host: who has them, and whether that is right.
+    #[command(subcommand)]
+    Ipam(Ipam),
     /// Plugins of container engines.
     #[command(subcommand)]
     Plugin(Plugin),
@@ -324,6 +332,9 @@ pub(crate) struct EndpointAdd {
     /// An address wanted, one per family; default: the next free.
     #[arg(long = "ip", value_name = "ADDRESS")]
     pub(crate) addresses: Vec<IpAddr>,
+    /// The network it is to be in; default: the one of all hosts, `default`.
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) network: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -15,6 +15,7 @@ use super::network::{
     DoctorMode, Event, Finding, Flow, FlowSelector, PingProgress, PolicyTest, PolicyView, RouteAdded, RouteEntry,
     RouteWhy, TestVerdict,
 };
+use super::networks::{IpamRequest, IpamResponse, NetworkInfo, NetworkRequest};
 use super::policy::{ClusterPolicyStatus, PolicyRequest, PolicyTexts, PolicyWritten};
 use super::status::{PeerStatus, Status, VersionInfo};
 
@@ -141,6 +142,10 @@ pub enum Request {
     Nat(NatRequest),
     /// Names of containers.
     Dns(DnsRequest),
+    /// Networks of the cluster. Answer: `Networks`, or `Done`.
+    Network(NetworkRequest),
+    /// Addresses of this host. Answer: `Ipam`, or `Done`.
+    Ipam(IpamRequest),
     /// Checks a configuration, or the daemon's own file again. Answer: `Done`.
     ConfigCheck {
         /// The text; absent: the daemon's own file.
@@ -206,6 +211,8 @@ impl Request {
             Self::Nat(request) => request.is_change(),
             Self::Dns(request) => request.is_change(),
             Self::ClusterPolicy(request) => request.is_change(),
+            Self::Network(request) => request.is_change(),
+            Self::Ipam(request) => request.is_change(),
             Self::Doctor { mode, .. } => *mode != DoctorMode::Check,
             Self::Status
             | Self::PeerList
@@ -285,6 +292,10 @@ pub enum Response {
     PublishedPorts(Vec<PublishedPort>),
     /// The server of names.
     Dns(DnsStatus),
+    /// Networks.
+    Networks(Vec<NetworkInfo>),
+    /// Addresses of this host.
+    Ipam(IpamResponse),
     /// Values in force.
     Settings(Vec<Setting>),
     /// Values that differ.
@@ -337,6 +348,8 @@ impl Response {
             Self::Endpoints(_) => "endpoints",
             Self::PublishedPorts(_) => "published_ports",
             Self::Dns(_) => "dns",
+            Self::Networks(_) => "networks",
+            Self::Ipam(_) => "ipam",
             Self::Settings(_) => "settings",
             Self::Changes(_) => "changes",
             Self::PingStarted { .. } => "ping_started",

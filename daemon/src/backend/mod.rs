@@ -1,5 +1,6 @@
 //! What requests on the control socket mean.
 
+mod addresses;
 mod ask;
 mod change;
 mod cluster_policy;
@@ -8,6 +9,7 @@ mod endpoints;
 mod look;
 mod membership;
 mod metrics;
+mod networks;
 mod no_path;
 mod pings;
 mod policy;
@@ -80,6 +82,8 @@ impl Backend for Api {
             Request::EndpointList => self.endpoint_list().await,
             Request::Nat(request) => self.nat(request).await,
             Request::Dns(request) => self.dns(request).await,
+            Request::Network(request) => self.network(request).await,
+            Request::Ipam(request) => self.ipam(request).await,
             Request::ConfigCheck { text } => self.config_check(text),
             Request::ConfigShow => Ok(Response::Settings(self.core.config.load().settings())),
             Request::ConfigDiff => self.config_diff(),

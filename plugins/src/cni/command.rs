@@ -65,6 +65,7 @@ fn add(config: &NetworkConfig, environment: &Environment) -> Result<Value, CniEr
         netns: netns.to_owned(),
         addresses: config.addresses(environment)?,
         owner: Some(attachment::owner(&config.name)),
+        network: config.network()?,
     };
     let mut daemon = Daemon::connect(&config.socket()).map_err(|error| down(&error))?;
     let lease = prepare(&mut daemon, &request)?;

@@ -10,9 +10,11 @@ use overlay_wire::gossip::body::{
 };
 use overlay_wire::gossip::message::MAX_VERDICTS;
 use overlay_wire::gossip::names::MAX_NAME_SHARDS;
+use overlay_wire::gossip::networks::MAX_NETWORK_SHARDS;
 use overlay_wire::gossip::record::MAX_BODY_BYTES;
 use overlay_wire::gossip::{
-    HostBody, Message, NamesBody, PlainStatus, Record, RecordKey, RecordKind, RouteAnnouncement, RoutesBody,
+    HostBody, Message, NamesBody, NetworksBody, PlainStatus, Record, RecordKey, RecordKind, RouteAnnouncement,
+    RoutesBody,
 };
 use overlay_wire::membership::certificate::decode_certificate_body;
 use overlay_wire::membership::{PolicyShard, PolicyStatus};
@@ -276,6 +278,7 @@ impl Gossip {
         }
         let rib = Rib::build(&self.rib_input());
         self.refresh_published(&rib);
+        self.settle_networks(&rib);
         if rib.claims() == self.rib.claims() {
             return;
         }
@@ -439,6 +442,10 @@ pub(super) fn is_valid_body(record: &Record) -> bool {
         RecordKind::NAMES => {
             usize::from(record.key.shard) < MAX_NAME_SHARDS
                 && (record.is_withdrawal() || NamesBody::decode(&record.body).is_ok())
+        }
+        RecordKind::NETWORKS => {
+            usize::from(record.key.shard) < MAX_NETWORK_SHARDS
+                && (record.is_withdrawal() || NetworksBody::decode(&record.body).is_ok())
         }
         _ => true,
     }

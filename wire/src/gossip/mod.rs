@@ -8,6 +8,7 @@ pub mod envelope;
 pub mod grant;
 pub mod message;
 pub mod names;
+pub mod networks;
 pub mod record;
 
 #[cfg(test)]
@@ -18,4 +19,5 @@ pub use codec::DecodeError;
 pub use grant::{Grant, GrantError, GrantKind};
 pub use message::{Message, PlainStatus, RouteVerdict};
 pub use names::NamesBody;
+pub use networks::{NetworkEntry, NetworkMode, NetworkOptions, NetworksBody};
 pub use record::{Record, RecordKey, RecordKind};
