@@ -309,6 +309,47 @@ fn names_outlive_the_daemon_and_end_with_the_container() {
     wait_for("the name to end", LIMIT, || (!finds("h2", &there)).then_some(())).unwrap();
 }
 
+/// Every question of a client that asks 64 at a time is answered; how fast is printed, for the machine may be busy.
+#[test]
+fn questions_without_pause_are_all_answered() {
+    const COUNT: usize = 30_000;
+    const WINDOW: usize = 64;
+    let Some(overlay) = overlay() else { return };
+    let _logs = overlay.lab.logs_on_failure();
+    let view = &overlay.container("h1c1").view;
+    let socket = udp_socket(view.namespace(), "0.0.0.0:0".parse().unwrap()).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    socket.connect(SocketAddr::new(overlay.lab.host("h1").unwrap().overlay_v4().into(), 53)).unwrap();
+    let query = |id: usize| {
+        let id = (id as u16).to_be_bytes();
+        [&id[..], b"\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x02h1\x04node\x07overlay\x08internal\x00\x00\x01\x00\x01"]
+            .concat()
+    };
+    let (mut sent, mut slowest, began) = (vec![None; COUNT], Vec::with_capacity(COUNT), std::time::Instant::now());
+    let mut next = 0;
+    let mut answered = 0;
+    while answered < COUNT {
+        while next < COUNT && next - answered < WINDOW {
+            sent[next] = Some(std::time::Instant::now());
+            socket.send(&query(next)).unwrap();
+            next += 1;
+        }
+        let mut reply = [0; 512];
+        socket.recv(&mut reply).expect("an answer to each question");
+        assert_eq!((reply[3] & 15, reply[7]), (0, 1));
+        let id = usize::from(u16::from_be_bytes([reply[0], reply[1]]));
+        slowest.push(sent[id].take().expect("one answer to each question").elapsed());
+        answered += 1;
+    }
+    slowest.sort();
+    let rate = COUNT as f64 / began.elapsed().as_secs_f64();
+    println!(
+        "{rate:.0} answers/s, {WINDOW} at a time: median {:?}, p99 {:?}",
+        slowest[COUNT / 2],
+        slowest[COUNT * 99 / 100]
+    );
+}
+
 /// The host's own resolver: without systemd-resolved the lines are shown, and nothing is written.
 #[test]
 fn host_is_told_what_to_add_and_nothing_is_written() {
