@@ -1,5 +1,6 @@
 //! Requests, responses and events. Fields are only added, never renamed, within one protocol version.
 
+mod dns;
 mod endpoint;
 mod error;
 mod membership;
@@ -10,6 +11,7 @@ mod policy;
 mod request;
 mod status;
 
+pub use dns::{DnsRequest, DnsStatus};
 pub use endpoint::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState, link_alias};
 pub use error::{ApiError, Problem};
 pub use membership::{

@@ -7,6 +7,7 @@ use overlay_wire::policy::PolicySet;
 use overlay_wire::{Encapsulation, Prefix};
 use serde::{Deserialize, Serialize};
 
+use super::dns::{DnsRequest, DnsStatus};
 use super::endpoint::{EndpointInfo, EndpointLease, EndpointRequest};
 use super::membership::{MembershipRequest, MembershipResponse};
 use super::nat::{NatRequest, PublishedPort};
@@ -139,6 +140,8 @@ pub enum Request {
     EndpointList,
     /// Published ports.
     Nat(NatRequest),
+    /// Names of containers.
+    Dns(DnsRequest),
     /// Networks of the cluster. Answer: `Networks`, or `Done`.
     Network(NetworkRequest),
     /// Addresses of this host. Answer: `Ipam`, or `Done`.
@@ -206,6 +209,7 @@ impl Request {
             | Self::ConfigReload => true,
             Self::Membership(request) => request.is_change(),
             Self::Nat(request) => request.is_change(),
+            Self::Dns(request) => request.is_change(),
             Self::ClusterPolicy(request) => request.is_change(),
             Self::Network(request) => request.is_change(),
             Self::Ipam(request) => request.is_change(),
@@ -286,6 +290,8 @@ pub enum Response {
     Endpoints(Vec<EndpointInfo>),
     /// Published ports.
     PublishedPorts(Vec<PublishedPort>),
+    /// The server of names.
+    Dns(DnsStatus),
     /// Networks.
     Networks(Vec<NetworkInfo>),
     /// Addresses of this host.
@@ -341,6 +347,7 @@ impl Response {
             Self::Lease(_) => "lease",
             Self::Endpoints(_) => "endpoints",
             Self::PublishedPorts(_) => "published_ports",
+            Self::Dns(_) => "dns",
             Self::Networks(_) => "networks",
             Self::Ipam(_) => "ipam",
             Self::Settings(_) => "settings",

@@ -4,6 +4,7 @@ mod addresses;
 mod ask;
 mod change;
 mod cluster_policy;
+mod dns;
 mod endpoints;
 mod look;
 mod membership;
@@ -80,6 +81,7 @@ impl Backend for Api {
             Request::EndpointRemove { name } => self.endpoint_remove(&name).await,
             Request::EndpointList => self.endpoint_list().await,
             Request::Nat(request) => self.nat(request).await,
+            Request::Dns(request) => self.dns(request).await,
             Request::Network(request) => self.network(request).await,
             Request::Ipam(request) => self.ipam(request).await,
             Request::ConfigCheck { text } => self.config_check(text),

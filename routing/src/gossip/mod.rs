@@ -24,6 +24,7 @@ mod detect;
 mod introduced;
 mod limiter;
 mod membership;
+mod names;
 mod networks;
 mod pair;
 mod paths;
