@@ -1,5 +1,7 @@
 //! The command line as `clap` parses it.
 
+mod capture;
+mod limit;
 mod membership;
 mod plugin;
 mod policy;
@@ -14,6 +16,8 @@ use overlay_wire::{Encapsulation, Prefix};
 
 pub(crate) use plugin::{Cni, CniPlaces, Plugin};
 
+pub(crate) use capture::{Capture, CaptureVerdictWord, Trace};
+pub(crate) use limit::{Limit, LimitDirection};
 pub(crate) use membership::{Ca, Cert, Init, Invite, Join, Node, Token};
 pub(crate) use policy::Policy;
 
@@ -92,6 +96,9 @@ pub(crate) enum Command {
     /// Containers attached to the overlay on this host.
     #[command(subcommand)]
     Endpoint(Endpoint),
+    /// Limits on rates.
+    #[command(subcommand)]
+    Limit(Limit),
     /// Plugins of container engines.
     #[command(subcommand)]
     Plugin(Plugin),
@@ -112,6 +119,10 @@ pub(crate) enum Command {
         #[arg(long, default_value = "200ms", value_parser = duration)]
         interval: Duration,
     },
+    /// Every decision on a packet, on this host and on the other, in order.
+    Trace(Trace),
+    /// Capture inner packets with what was decided about them, as pcapng.
+    Capture(Capture),
     /// Wait for something.
     #[command(subcommand)]
     Wait(Wait),

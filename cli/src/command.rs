@@ -1,6 +1,7 @@
 //! The commands.
 
 mod authority;
+mod capture;
 mod cluster_policy;
 mod config;
 mod doctor;
@@ -8,6 +9,7 @@ mod endpoint;
 mod events;
 mod flow;
 mod key;
+mod limit;
 mod membership;
 mod passphrase;
 mod peer;
@@ -16,6 +18,7 @@ mod plugin;
 mod policy;
 mod route;
 mod status;
+mod trace;
 mod version;
 mod wait;
 
@@ -42,6 +45,11 @@ impl Context<'_> {
             None => Client::connect(&self.socket)?,
         };
         Ok(self.client.insert(client))
+    }
+
+    /// A connection of its own, for a stream beside questions.
+    pub(crate) fn another(&self) -> Result<Client, Failure> {
+        Ok(Client::connect(&self.socket)?)
     }
 
     /// Forgets a connection that failed; the next question opens a new one.
@@ -97,9 +105,12 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Outcome {
         Some(Command::Policy(verb)) => policy::run(context, verb),
         Some(Command::Flow(verb)) => flow::run(context, verb),
         Some(Command::Endpoint(verb)) => endpoint::run(context, verb),
+        Some(Command::Limit(verb)) => limit::run(context, verb),
         Some(Command::Plugin(verb)) => plugin::run(context, verb),
         Some(Command::Config(verb)) => config::run(context, verb),
         Some(Command::Ping { target, count, size, interval }) => ping::run(context, target, count, size, interval),
+        Some(Command::Trace(words)) => trace::run(context, &words),
+        Some(Command::Capture(words)) => capture::run(context, &words),
         Some(Command::Wait(verb)) => wait::run(context, verb),
         Some(Command::Doctor { fix, undo, peer }) => doctor::run(context, doctor::mode(fix, undo), peer),
         Some(Command::Events { follow: _, count }) => events::run(context, count),

@@ -16,8 +16,8 @@ pub const BIN_DIR: &str = "/opt/cni/bin";
 pub const CONF_DIR: &str = "/etc/cni/net.d";
 /// Where Debian's package containernetworking-plugins puts the reference plugins.
 const DEBIAN_BIN_DIR: &str = "/usr/lib/cni";
-/// Reference plugins that are chained where they are installed, and their capability.
-const CHAINED: [(&str, &str); 2] = [("portmap", "portMappings"), ("bandwidth", "bandwidth")];
+/// Reference plugins that are chained where they are installed, and their capability. Rates are limited by the daemon.
+const CHAINED: [(&str, &str); 1] = [("portmap", "portMappings")];
 
 /// What to install.
 #[derive(Debug, Clone)]
@@ -47,7 +47,7 @@ impl CniInstall {
     /// The network configuration that is written.
     #[must_use]
     pub fn conflist(&self) -> String {
-        let mut ours = json!({ "type": PLUGIN, "capabilities": { "ips": true, "mac": true } });
+        let mut ours = json!({ "type": PLUGIN, "capabilities": { "ips": true, "mac": true, "bandwidth": true } });
         if let Some(socket) = &self.socket {
             ours["socket"] = json!(socket);
         }

@@ -21,6 +21,7 @@ fn refused(error: &PlumbingError) -> ApiError {
 impl Api {
     pub(super) async fn endpoint_prepare(&self, request: EndpointRequest) -> Result<Response, ApiError> {
         let lease = self.core.plumbing.prepare(request).await.map_err(|error| refused(&error))?;
+        self.prune_limits().await;
         Ok(Response::Lease(lease.to_api()))
     }
 
@@ -38,6 +39,7 @@ impl Api {
 
     pub(super) async fn endpoint_remove(&self, name: &str) -> Result<Response, ApiError> {
         self.core.plumbing.remove(name.to_owned()).await.map_err(|error| refused(&error))?;
+        self.prune_limits().await;
         self.core.events.info("endpoint-detached", Some(name), "asked for");
         Ok(done(true, vec![format!("endpoint {name} is detached")]))
     }

@@ -57,6 +57,7 @@ fn add(config: &NetworkConfig, environment: &Environment) -> Result<Value, CniEr
         return Err(CniError::new(error::CONFIG, "overlay-cni must be the first of a chain", why));
     }
     let mac = config.mac(environment)?;
+    let bandwidth = config.bandwidth()?;
     let request = EndpointRequest {
         name: attachment::endpoint(&config.name, container, interface),
         interface: interface.to_owned(),
@@ -66,7 +67,12 @@ fn add(config: &NetworkConfig, environment: &Environment) -> Result<Value, CniEr
     };
     let mut daemon = Daemon::connect(&config.socket()).map_err(|error| down(&error))?;
     let lease = prepare(&mut daemon, &request)?;
-    let configured = configure(&namespace, &lease, mac.as_deref());
+    // Before the first packet: a limit that cannot be set fails the call.
+    let limited = match bandwidth {
+        Some((from, to)) => daemon.limit(lease.name.clone(), from, to).map_err(|error| down(&error)),
+        None => Ok(()),
+    };
+    let configured = limited.and_then(|()| configure(&namespace, &lease, mac.as_deref()));
     match configured.and_then(|links| daemon.commit(lease.lease).map(|()| links).map_err(|error| down(&error))) {
         Ok((host, inside)) => Ok(result::added(config, &lease, netns, &host, &inside)),
         Err(error) => {

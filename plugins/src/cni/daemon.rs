@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use overlay_control::api::{EndpointInfo, EndpointLease, EndpointRequest, Request, Response};
+use overlay_control::api::{EndpointInfo, EndpointLease, EndpointRequest, LimitRate, LimitRequest, Request, Response};
 use overlay_control::{Client, Code, ControlError};
 
 /// All calls to the daemon together: an engine hears of a daemon that hangs within 3 s.
@@ -39,6 +39,11 @@ impl Daemon {
 
     pub(super) fn commit(&mut self, lease: u64) -> Result<(), ControlError> {
         self.call(Request::EndpointCommit { lease }).map(drop)
+    }
+
+    /// Limits what an endpoint sends and gets.
+    pub(super) fn limit(&mut self, selector: String, from: LimitRate, to: LimitRate) -> Result<(), ControlError> {
+        self.call(Request::Limit(LimitRequest::Set { selector, from: Some(from), to: Some(to) })).map(drop)
     }
 
     pub(super) fn abort(&mut self, lease: u64) -> Result<(), ControlError> {

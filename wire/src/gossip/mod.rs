@@ -8,6 +8,7 @@ pub mod envelope;
 pub mod grant;
 pub mod message;
 pub mod record;
+pub mod trace;
 
 #[cfg(test)]
 mod tests;
@@ -17,3 +18,4 @@ pub use codec::DecodeError;
 pub use grant::{Grant, GrantError, GrantKind};
 pub use message::{Message, PlainStatus, RouteVerdict};
 pub use record::{Record, RecordKey, RecordKind};
+pub use trace::{TraceAnswer, TraceOutcome, TraceStep, TracedPacket};
