@@ -64,7 +64,9 @@ impl Running {
 fn tshark(file: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
     let mut command = Command::new("tshark");
     command.args(["-n", "-r", file.to_str().unwrap(), "-Y", filter, "-T", "fields", "-E", "separator=/t"]);
-    fields.iter().for_each(|field| drop(command.args(["-e", field])));
+    for field in fields {
+        command.args(["-e", field]);
+    }
     let output = command.env("HOME", "/nonexistent").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
@@ -121,8 +123,12 @@ fn passing_packets_are_seen_on_both_hosts_and_only_those_chosen() {
     let chosen = ["--container", container, "--peer", "h2", "-c", "6", "icmp", "and", "host", &to];
     let near = Running::start(&overlay, "h1", one.path(), &chosen);
     let far = Running::start(&overlay, "h2", other.path(), &["-c", "6", "icmp and host", &to]);
+    // Somebody listens, so that nothing is answered by ICMP.
+    let there = overlay.container("h2c1");
+    let listener = netns::within(there.view.namespace(), || Ok(UdpSocket::bind((there.v4, 7810))?)).unwrap();
     send(&overlay, 7810, 5);
     assert!(ping(&overlay.container("h1c1").view, "-c 3 -i 0.05 -W 2", &to).unwrap().is_lossless());
+    drop(listener);
     for file in [near.end(), far.end()] {
         let packets = tshark(&file, "icmp", &["icmp.type", "frame.comment"]);
         assert_eq!(packets.len(), 6, "{packets:?}");
