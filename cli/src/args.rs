@@ -3,6 +3,8 @@
 mod capture;
 mod limit;
 mod membership;
+mod nat;
+mod network;
 mod plugin;
 mod policy;
 
@@ -14,11 +16,13 @@ use clap::{Parser, Subcommand, ValueEnum};
 use overlay_config::PublicKey;
 use overlay_wire::{Encapsulation, Prefix};
 
+pub(crate) use nat::{HostPort, Nat, Target};
 pub(crate) use plugin::{Cni, CniPlaces, Plugin};
 
 pub(crate) use capture::{Capture, CaptureVerdictWord, Trace};
 pub(crate) use limit::{Limit, LimitDirection};
 pub(crate) use membership::{Ca, Cert, Init, Invite, Join, Node, Token};
+pub(crate) use network::{Ipam, Network};
 pub(crate) use policy::Policy;
 
 /// Shows and changes the overlay network of this host.
@@ -99,6 +103,15 @@ pub(crate) enum Command {
     /// Limits on rates.
     #[command(subcommand)]
     Limit(Limit),
+    /// Ports of this host that lead to containers.
+    #[command(subcommand)]
+    Nat(Nat),
+    /// Networks of the cluster: containers of different ones do not talk unless the policy says so.
+    #[command(subcommand)]
+    Network(Network),
+    /// Addresses of this host: who has them, and whether that is right.
+    #[command(subcommand)]
+    Ipam(Ipam),
     /// Plugins of container engines.
     #[command(subcommand)]
     Plugin(Plugin),
@@ -325,6 +338,9 @@ pub(crate) struct EndpointAdd {
     /// An address wanted, one per family; default: the next free.
     #[arg(long = "ip", value_name = "ADDRESS")]
     pub(crate) addresses: Vec<IpAddr>,
+    /// The network it is to be in; default: the one of all hosts, `default`.
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) network: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

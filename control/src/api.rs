@@ -5,7 +5,9 @@ mod endpoint;
 mod error;
 mod limit;
 mod membership;
+mod nat;
 mod network;
+mod networks;
 mod policy;
 mod request;
 mod status;
@@ -19,9 +21,14 @@ pub use membership::{
     CertificateInfo, InitRequest, Invitation, InviteRequest, Joined, MembershipRequest, MembershipResponse, SecretText,
     TokenInfo,
 };
+pub use nat::{NatRequest, PortProtocol, PortSelector, PublishRequest, PublishedPort, UnknownProtocol};
 pub use network::{
     DoctorMode, Event, Finding, FindingStatus, Flow, FlowSelector, PingProgress, PingReply, PolicyTest, PolicyView,
     Refusal, RefusedBy, RouteAdded, RouteEntry, RouteWhy, RuleMatch, Severity, TestVerdict, Verdict,
+};
+pub use networks::{
+    AddressState, IpamAddress, IpamFinding, IpamRequest, IpamResponse, IpamUsage, NetworkCreate, NetworkHost,
+    NetworkInfo, NetworkRequest,
 };
 pub use policy::{
     ClusterPolicyStatus, PolicyHost, PolicyHostState, PolicyRequest, PolicyRevision, PolicyStage, PolicyTexts,

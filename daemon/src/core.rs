@@ -16,6 +16,7 @@ use overlay_control::api::Problem;
 use overlay_dataplane::Conntrack;
 use overlay_routing::gossip::{GossipCounters, MemberView};
 use overlay_routing::identity::IdentityPublic;
+use overlay_routing::networks::Networks;
 use overlay_routing::rib::{ClaimSource, Rib};
 use overlay_wire::gossip::{Record, RouteVerdict, TraceAnswer, TracedPacket};
 use overlay_wire::membership::SignedCertificate;
@@ -47,10 +48,16 @@ pub struct View {
     pub verdicts: BTreeMap<HostId, Vec<(Prefix, RouteVerdict)>>,
     /// Where members see us.
     pub observed: Vec<SocketAddr>,
+    /// Addresses of a NAT in front of this host, as members see it there.
+    pub outside: Vec<SocketAddr>,
     /// Whether members see this host at an address that is not its own.
     pub is_behind_nat: bool,
     /// What became of gossip datagrams.
     pub counters: GossipCounters,
+    /// The networks of the cluster.
+    pub networks: Arc<Networks>,
+    /// Members that answer and have not said yet that they have all that this host published.
+    pub unaware: Vec<HostId>,
 }
 
 impl View {
@@ -76,12 +83,14 @@ pub enum Change {
     AskTrace(HostId, Box<TracedPacket>, oneshot::Sender<Option<TraceAnswer>>),
     /// What a member that asked is told.
     TellTrace(HostId, u64, TraceAnswer),
-    /// Build the packet path's tables anew; told when they are in force.
+    /// Build what the packet path works with anew, from limits and from what the plumbing has told.
     Rebuild(oneshot::Sender<()>),
     /// Something about membership.
     Membership(MembershipChange),
     /// Something about the policy of the whole cluster.
     Policy(PolicyChange),
+    /// Announce the networks that the plumbing has now.
+    Networks(oneshot::Sender<Result<(), ApiError>>),
 }
 
 /// What the issuer and the API ask of the director about membership.
@@ -305,6 +314,13 @@ impl Core {
             order: Mutex::default(),
             revision: AtomicU64::new(0),
         }
+    }
+
+    /// Where a new host may reach this one: at its NAT first, then at its own addresses.
+    pub fn reached_at(&self) -> Vec<SocketAddr> {
+        let (own, view) = (self.own_endpoints.load(), self.view.load());
+        let own = own.iter().filter(|endpoint| !view.outside.contains(endpoint));
+        view.outside.iter().chain(own).copied().collect()
     }
 
     /// The peer of this kind, made when it is new.

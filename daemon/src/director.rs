@@ -3,6 +3,7 @@
 
 mod endpoints;
 mod membership;
+mod networks;
 mod policy;
 mod traces;
 
@@ -137,6 +138,7 @@ impl Director {
         let mut paths = tokio::time::interval(PATHS_EVERY);
         paths.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut mtus = Vec::new();
+        let mut openings = self.core.plumbing.openings();
         let mut keep = tokio::time::interval(KEEP_EVERY);
         keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -180,6 +182,7 @@ impl Director {
                     look = None;
                     self.refresh_underlay().await;
                 }
+                Ok(()) = openings.changed() => self.drain(true),
                 _ = keep.tick(), if self.is_unkept => self.keep(),
                 _ = paths.tick() => {
                     let now = path_mtus(&self.core);
@@ -281,7 +284,8 @@ impl Director {
                 Some(MemberInput { view, encapsulation, gre: self.gossip.gre_keys(view.host, now) })
             })
             .collect();
-        let rebuilt = rebuild(&core, &config, &inputs, &rib);
+        let networks = self.gossip.networks();
+        let rebuilt = rebuild(&core, &config, &inputs, &rib, &networks);
         for (host, status) in &rebuilt.plain {
             self.gossip.set_plain_status(*host, *status, now);
         }
@@ -290,12 +294,16 @@ impl Director {
         core.view.store(Arc::new(View {
             verdicts: self.gossip.announced_verdicts(),
             observed: self.gossip.observed_addresses().into_iter().collect(),
+            outside: self.gossip.outside_endpoints().to_vec(),
             is_behind_nat: self.gossip.is_behind_nat(),
             counters: self.gossip.counters(),
             rib,
             members,
+            networks: Arc::clone(&networks),
+            unaware: self.gossip.unaware_members(),
         }));
-        let learned = LearnedRoutes { remote: rebuilt.remote, announced };
+        let options = networks.iter().map(|(name, network)| (name.to_owned(), network.options.clone())).collect();
+        let learned = LearnedRoutes { remote: rebuilt.remote, announced, networks: options };
         if self.learned.as_ref() != Some(&learned) && core.plumbing.try_set_routes(learned.clone()) {
             self.learned = Some(learned);
         }
@@ -359,6 +367,7 @@ impl Director {
             GossipEvent::RoutesChanged => events.info("routes-changed", None, "the routes in use changed"),
             GossipEvent::RecordChanged { .. }
             | GossipEvent::SourceValidated { .. }
+            | GossipEvent::NetworksChanged
             | GossipEvent::PlainStatusChanged { .. }
             | GossipEvent::PlainStatusHeard { .. }
             | GossipEvent::VerdictsReceived { .. }
@@ -393,12 +402,15 @@ impl Director {
             }
             Change::AskTrace(host, packet, answer) => self.ask_trace(host, *packet, answer),
             Change::TellTrace(host, nonce, answer) => self.gossip.tell_trace(host, nonce, answer),
-            Change::Rebuild(built) => {
+            Change::Rebuild(done) => {
                 self.drain(true);
-                let _ = built.send(());
+                let _ = done.send(());
             }
             Change::Membership(change) => self.membership_change(change),
             Change::Policy(change) => self.policy_change(change),
+            Change::Networks(done) => {
+                let _ = done.send(self.publish_networks());
+            }
             Change::Reload(done) => {
                 let (path, layer) = (&self.core.config_path, self.core.layer.as_ref());
                 let text = if layer.is_some() { Config::text_or_empty(path) } else { Config::text(path) };
@@ -558,6 +570,7 @@ fn matters(event: &GossipEvent) -> bool {
         | GossipEvent::PlainStatusChanged { .. }
         | GossipEvent::PlainStatusHeard { .. }
         | GossipEvent::RoutesChanged
+        | GossipEvent::NetworksChanged
         | GossipEvent::RouteRefused(_)
         | GossipEvent::VerdictsReceived { .. }
         | GossipEvent::MemberAdded { .. }

@@ -36,7 +36,8 @@ pub use explain::{Outcome, Step, direct, explain};
 pub use note::{FlowNote, Notes, SizeNote, Stage};
 pub use path::End;
 pub use policy::{
-    Addresses, CompiledPolicy, DecidedBy, Decision, Grounds, HostPolicy, HostRule, HostWay, RuleEvent, Tuple, Warning,
+    Addresses, CompiledPolicy, DecidedBy, Decision, Grounds, HostPolicy, HostRule, HostWay, Opening, Published,
+    RuleEvent, Tuple, Warning,
 };
 pub use rate::{Limit, MAX_RATE, MIN_BURST, MIN_RATE, Rate, RateTable};
 pub use reason::{Counters, DropReason, Traffic};

@@ -66,7 +66,7 @@ struct Bucket {
 impl Bucket {
     fn new(per_second: u64, burst: u64) -> Self {
         let burst_ns = u128::from(burst) * u128::from(NANOS) / u128::from(per_second.max(1));
-        let burst_ns = u64::try_from(burst_ns).unwrap_or(u64::MAX).min(u64::MAX / 4).max(1);
+        let burst_ns = u64::try_from(burst_ns).unwrap_or(u64::MAX).clamp(1, u64::MAX / 4);
         Self { per_second: per_second.max(1), burst_ns, full_at: AtomicU64::new(0) }
     }
 

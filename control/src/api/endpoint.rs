@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 
+use overlay_wire::Prefix;
 use serde::{Deserialize, Serialize};
 
 /// The alias of the host's end of an endpoint's link: by it the link is known as ours without asking the daemon.
@@ -16,7 +17,7 @@ pub fn link_alias(endpoint: &str, interface: &str) -> String {
 }
 
 /// What is to be attached.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct EndpointRequest {
     /// The endpoint's name, unique on the host.
     pub name: String,
@@ -29,6 +30,9 @@ pub struct EndpointRequest {
     /// Who asked, as `cni/NETWORK`: by this a plugin finds its own endpoints again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
+    /// The network it is to be in; absent: the network `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
 }
 
 /// What the caller has to configure in the namespace.
@@ -48,6 +52,12 @@ pub struct EndpointLease {
     pub addresses: Vec<IpAddr>,
     /// One gateway per family in use: reached on the link, then the default route.
     pub gateways: Vec<IpAddr>,
+    /// The network it is in; absent: the network `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// What is reached on the link without the gateway: neighbours on the same bridge.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on_link: Vec<Prefix>,
     /// The MTU of the interface, in bytes.
     pub mtu: u16,
     /// How long the daemon waits for commit or abort, in milliseconds.
@@ -84,4 +94,7 @@ pub struct EndpointInfo {
     /// Who asked for it, as given then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
+    /// The network it is in; absent: the network `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
 }

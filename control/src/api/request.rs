@@ -11,10 +11,12 @@ use super::capture::{CaptureRequest, Captured};
 use super::endpoint::{EndpointInfo, EndpointLease, EndpointRequest};
 use super::limit::{LimitInfo, LimitRequest};
 use super::membership::{MembershipRequest, MembershipResponse};
+use super::nat::{NatRequest, PublishedPort};
 use super::network::{
     DoctorMode, Event, Finding, Flow, FlowSelector, PingProgress, PolicyTest, PolicyView, RouteAdded, RouteEntry,
     RouteWhy, TestVerdict,
 };
+use super::networks::{IpamRequest, IpamResponse, NetworkInfo, NetworkRequest};
 use super::policy::{ClusterPolicyStatus, PolicyRequest, PolicyTexts, PolicyWritten};
 use super::status::{PeerStatus, Status, VersionInfo};
 use super::trace::{Trace, TraceRequest};
@@ -142,6 +144,12 @@ pub enum Request {
     },
     /// Every container on this host. Answer: `Endpoints`.
     EndpointList,
+    /// Published ports.
+    Nat(NatRequest),
+    /// Networks of the cluster. Answer: `Networks`, or `Done`.
+    Network(NetworkRequest),
+    /// Addresses of this host. Answer: `Ipam`, or `Done`.
+    Ipam(IpamRequest),
     /// Checks a configuration, or the daemon's own file again. Answer: `Done`.
     ConfigCheck {
         /// The text; absent: the daemon's own file.
@@ -209,7 +217,10 @@ impl Request {
             Self::Trace(request) => request.send,
             Self::Limit(request) => request.is_change(),
             Self::Membership(request) => request.is_change(),
+            Self::Nat(request) => request.is_change(),
             Self::ClusterPolicy(request) => request.is_change(),
+            Self::Network(request) => request.is_change(),
+            Self::Ipam(request) => request.is_change(),
             Self::Doctor { mode, .. } => *mode != DoctorMode::Check,
             Self::Status
             | Self::PeerList
@@ -289,6 +300,12 @@ pub enum Response {
     Lease(EndpointLease),
     /// Containers.
     Endpoints(Vec<EndpointInfo>),
+    /// Published ports.
+    PublishedPorts(Vec<PublishedPort>),
+    /// Networks.
+    Networks(Vec<NetworkInfo>),
+    /// Addresses of this host.
+    Ipam(IpamResponse),
     /// Values in force.
     Settings(Vec<Setting>),
     /// Values that differ.
@@ -343,6 +360,9 @@ impl Response {
             Self::Killed { .. } => "killed",
             Self::Lease(_) => "lease",
             Self::Endpoints(_) => "endpoints",
+            Self::PublishedPorts(_) => "published_ports",
+            Self::Networks(_) => "networks",
+            Self::Ipam(_) => "ipam",
             Self::Settings(_) => "settings",
             Self::Changes(_) => "changes",
             Self::PingStarted { .. } => "ping_started",

@@ -1,5 +1,6 @@
 //! What requests on the control socket mean.
 
+mod addresses;
 mod ask;
 mod capture;
 mod change;
@@ -9,9 +10,11 @@ mod limits;
 mod look;
 mod membership;
 mod metrics;
+mod networks;
 mod no_path;
 mod pings;
 mod policy;
+mod ports;
 mod problems;
 mod routes;
 mod status;
@@ -84,6 +87,9 @@ impl Backend for Api {
             Request::EndpointAbort { lease } => self.endpoint_abort(lease).await,
             Request::EndpointRemove { name } => self.endpoint_remove(&name).await,
             Request::EndpointList => self.endpoint_list().await,
+            Request::Nat(request) => self.nat(request).await,
+            Request::Network(request) => self.network(request).await,
+            Request::Ipam(request) => self.ipam(request).await,
             Request::ConfigCheck { text } => self.config_check(text),
             Request::ConfigShow => Ok(Response::Settings(self.core.config.load().settings())),
             Request::ConfigDiff => self.config_diff(),

@@ -320,6 +320,9 @@ impl Api {
                     Some(DecidedBy::Rule(place)) => {
                         format!("the rule `{rule}` in front of rule {} (`overlayctl policy apply FILE`)", place + 1)
                     }
+                    Some(DecidedBy::Default(Grounds::Internal)) => {
+                        "no rule does: an internal network has no way to the outside".to_owned()
+                    }
                     Some(DecidedBy::Default(Grounds::HostClosed)) => {
                         format!("the rule `{rule}`, which opens the port of the host (`overlayctl policy apply FILE`)")
                     }

@@ -13,9 +13,11 @@ pub mod host_policy;
 pub mod interfaces;
 pub mod ipam;
 pub mod lease;
+pub mod ledger;
 mod netlink;
 pub mod nft;
 mod plumber;
+pub mod ports;
 mod service;
 pub mod sysctl;
 pub mod uplinks;
@@ -24,10 +26,12 @@ mod watch;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use overlay_wire::Prefix;
+use overlay_wire::gossip::NetworkOptions;
 
 pub use error::{PlumbingError, TeardownErrors};
 pub use plumber::{Plumber, Reconciled};
@@ -89,7 +93,7 @@ pub struct PlumbingConfig {
     pub mark_socket: u32,
     /// Interface group of the host ends of container veths.
     pub group: u32,
-    /// Name of the nft tables (`inet NAME`, `arp NAME` and `inet NAME-host`).
+    /// Name of the nft tables (`inet NAME`, `arp NAME`, `inet NAME-host` and `inet NAME-nat`).
     pub nft_table: String,
     /// Masquerade of own prefixes towards the outside.
     pub masquerade: Masquerade,
@@ -108,4 +112,6 @@ pub struct LearnedRoutes {
     pub remote: Vec<Prefix>,
     /// Prefixes behind this host that it announces to the others; never routed into the overlay here.
     pub announced: Vec<Prefix>,
+    /// The networks of the cluster, as all hosts together say.
+    pub networks: BTreeMap<String, NetworkOptions>,
 }

@@ -3,22 +3,33 @@
 //! Order of a reconcile: the guard (nft) first, so that nothing is reachable before it is filtered; then settings, links,
 //! addresses, routes, and the rules that make them effective last. Teardown is the reverse and goes on past failures.
 
+mod publish;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
+mod addresses;
+mod networks;
+
+use arc_swap::ArcSwap;
 use overlay_control::api::{EndpointRequest, Problem, link_alias};
 use overlay_dataplane::HostPolicy;
+use overlay_wire::gossip::NetworkEntry;
+use overlay_wire::gossip::networks::DEFAULT_NETWORK;
 use rtnetlink::packet_route::link::LinkAttribute;
 
 use super::desired::{self, Attachment, Family};
 use super::endpoint::{self, GATEWAY_V6};
 use super::interfaces::{Interface, tunnels_in_the_way};
 use super::lease::{COOLDOWN, Journal, Lease, LeaseState, PREPARE_TIMEOUT, VERSION, unix};
+use super::ledger::Ledger;
 use super::netlink::{Kernel, Link};
 use super::nft::{Installation, Look};
+use super::ports::{self, Ports};
 use super::sysctl::Sysctl;
-use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors, firewall, host_policy, ipam, nft};
+use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors, firewall, host_policy, nft};
 
 /// How much of the host a reconcile looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +58,9 @@ impl Reconciled {
     }
 }
 
+/// The networks this host takes part in, with its blocks of them, as last written.
+pub(super) type OwnNetworks = Arc<ArcSwap<BTreeMap<String, NetworkEntry>>>;
+
 /// The host plumbing of one daemon, in the network namespace of the thread that made it.
 #[derive(Debug)]
 pub struct Plumber {
@@ -55,12 +69,17 @@ pub struct Plumber {
     kernel: Kernel,
     sysctl: Sysctl,
     journal: Journal,
+    ledger: Ledger,
+    own_networks: OwnNetworks,
     boot_id: String,
     /// The tables that bind containers and lead their packets.
     guard: Installation,
     /// The table with the policy between containers and this host, and its script.
     host_policy: Installation,
     host_script: String,
+    /// The table that translates packets to published ports, and which these are.
+    nat: Installation,
+    ports: Ports,
     /// Problems found only by a full look, kept between cheap ones.
     standing: Vec<Problem>,
 }
@@ -72,6 +91,8 @@ impl Plumber {
     /// When one of them cannot be opened.
     pub fn open(config: PlumbingConfig) -> Result<Self, PlumbingError> {
         let name = config.nft_table.clone();
+        let mut ledger = Ledger::open(&config.state_dir)?;
+        ledger.drop_foreign_blocks(&config.own_prefixes)?;
         let guard = vec![("inet", name.clone()), ("arp", name)];
         Ok(Self {
             guard: Installation::new("install the overlay tables", guard),
@@ -80,9 +101,13 @@ impl Plumber {
                 vec![("inet", host_policy::table(&config))],
             ),
             host_script: host_policy::script(&config, &HostPolicy::default()),
+            nat: Installation::new("install published ports", vec![("inet", ports::table::table(&config))]),
+            ports: Ports::open(&config.state_dir)?,
             kernel: Kernel::open()?,
             sysctl: Sysctl::open(&config.state_dir)?,
             journal: Journal::open(&config.state_dir)?,
+            own_networks: Arc::new(ArcSwap::from_pointee(ledger.networks())),
+            ledger,
             boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
             learned: LearnedRoutes::default(),
             standing: Vec::new(),
@@ -141,6 +166,7 @@ impl Plumber {
             }
         }
         self.reconcile_veths(&links, &mut outcome).await;
+        self.reconcile_loopback(&links, &attachments, &mut outcome).await;
         match links.iter().find(|link| link.name == self.config.interface) {
             Some(tun) => {
                 self.reconcile_tun(tun, &mut outcome).await;
@@ -157,7 +183,7 @@ impl Plumber {
     }
 
     fn attachments(&self, links: &[Link]) -> Vec<Attachment> {
-        let live = self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling);
+        let live = self.journal.lives();
         live.map(|lease| Attachment {
             host_ifname: lease.host_ifname.clone(),
             index: links.iter().find(|link| link.name == lease.host_ifname).map(|link| link.index),
@@ -174,10 +200,11 @@ impl Plumber {
             let exists = links.iter().any(|link| link.name == lease.host_ifname);
             let over = match lease.state {
                 LeaseState::Cooling if lease.older_than(COOLDOWN, now) => {
-                    outcome.note(self.journal.forget(&lease.name), || format!("freed the addresses of {}", lease.name));
+                    outcome.note(self.journal.forget(&lease), || format!("freed the addresses of {}", lease.name));
                     continue;
                 }
-                LeaseState::Cooling => exists,
+                // A link of that name is the new one's where the name was attached again.
+                LeaseState::Cooling => exists && self.journal.live(&lease.name).is_none(),
                 LeaseState::Committed => !exists,
                 LeaseState::Prepared => !exists || lease.older_than(PREPARE_TIMEOUT, now),
             };
@@ -206,6 +233,7 @@ impl Plumber {
                 }
             }
         }
+        self.reconcile_ports(look, outcome);
         let script = nft::script(&self.config, &self.learned, attachments);
         match self.guard.ensure(&script, look) {
             Ok(false) => {}
@@ -251,7 +279,7 @@ impl Plumber {
     }
 
     async fn reconcile_veths(&self, links: &[Link], outcome: &mut Reconciled) {
-        for lease in self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling) {
+        for lease in self.journal.lives() {
             if let Some(link) = links.iter().find(|link| link.name == lease.host_ifname) {
                 self.reconcile_veth(lease, link, outcome).await;
             }
@@ -341,18 +369,15 @@ impl Plumber {
     pub async fn prepare(&mut self, request: &EndpointRequest) -> Result<Lease, PlumbingError> {
         endpoint::check_names(request)?;
         if let Some(lease) = self.journal.live(&request.name) {
-            let same = lease.interface == request.interface && lease.netns == request.netns;
+            let same = lease.interface == request.interface
+                && lease.netns == request.netns
+                && lease.network_name() == request.network.as_deref().unwrap_or(DEFAULT_NETWORK);
             if lease.state == LeaseState::Prepared && same {
                 return Ok(lease.clone());
             }
             return Err(PlumbingError::EndpointExists(request.name.clone()));
         }
-        let taken = self.journal.taken();
-        let addresses = if request.addresses.is_empty() {
-            ipam::allocate(&self.config.own_prefixes, &taken)?
-        } else {
-            ipam::claim(&self.config.own_prefixes, &taken, &request.addresses)?
-        };
+        let addresses = self.give_addresses(request)?;
         let (host_ifname, peer_ifname) = endpoint::interface_names(&self.config.interface, &request.name);
         let lease = Lease {
             version: VERSION,
@@ -364,6 +389,9 @@ impl Plumber {
             host_ifname,
             peer_ifname,
             gateways: endpoint::gateways(&addresses, &self.config.host_addresses),
+            network: request.network.clone().filter(|network| network != DEFAULT_NETWORK),
+            bridge: None,
+            on_link: Vec::new(),
             addresses,
             mtu: self.config.mtu,
             state: LeaseState::Prepared,
@@ -438,17 +466,16 @@ impl Plumber {
     /// Every endpoint, prepared and committed.
     #[must_use]
     pub fn endpoints(&self) -> Vec<Lease> {
-        self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling).cloned().collect()
+        self.journal.lives().cloned().collect()
     }
 
     fn leased(&self, id: u64) -> Result<Lease, PlumbingError> {
-        let mut live = self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling);
-        live.find(|lease| lease.id == id).cloned().ok_or(PlumbingError::LeaseUnknown(id))
+        self.journal.lives().find(|lease| lease.id == id).cloned().ok_or(PlumbingError::LeaseUnknown(id))
     }
 
     async fn undo_prepared(&mut self, lease: &Lease) -> Result<(), PlumbingError> {
         self.kernel.delete_link(&lease.host_ifname).await?;
-        self.journal.forget(&lease.name)
+        self.journal.forget(lease)
     }
 
     async fn end_lease(&mut self, lease: &Lease) -> Result<(), PlumbingError> {
@@ -481,6 +508,7 @@ impl Plumber {
         errors.extend(self.remove_addresses().await);
         errors.extend(self.silence_veths().await);
         errors.extend(self.sysctl.restore());
+        errors.extend(self.nat.remove().err());
         errors.extend(self.guard.remove().err());
         errors.extend(self.host_policy.remove().err());
         for problem in outcome.problems {

@@ -5,17 +5,22 @@
 //! busy host or a contest with another program costs little.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use overlay_control::api::{EndpointRequest, Problem};
-use overlay_dataplane::HostPolicy;
-use tokio::sync::{mpsc, oneshot};
+use overlay_control::api::{
+    EndpointRequest, IpamAddress, IpamFinding, IpamUsage, PortSelector, Problem, PublishRequest, PublishedPort,
+};
+use overlay_dataplane::{HostPolicy, Published};
+use overlay_wire::gossip::{NetworkEntry, NetworkOptions};
+use tokio::sync::{mpsc, oneshot, watch as watched};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use super::ipam::Holder;
 use super::lease::Lease;
-use super::plumber::{Plumber, Reconciled, Scope};
+use super::plumber::{OwnNetworks, Plumber, Reconciled, Scope};
 use super::watch::{self, Change};
 use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors};
 
@@ -44,6 +49,16 @@ enum Command {
     Abort(u64, Reply<Result<(), PlumbingError>>),
     Remove(String, Reply<Result<Lease, PlumbingError>>),
     List(Reply<Vec<Lease>>),
+    Publish(PublishRequest, Reply<Result<(PublishedPort, bool), PlumbingError>>),
+    Unpublish(PortSelector, Reply<Result<Vec<PublishedPort>, PlumbingError>>),
+    Published(Reply<Vec<PublishedPort>>),
+    JoinNetwork(String, NetworkOptions, Reply<Result<bool, PlumbingError>>),
+    LeaveNetwork(String, Reply<Result<bool, PlumbingError>>),
+    Usage(Reply<Vec<IpamUsage>>),
+    Addresses(Reply<Vec<IpamAddress>>),
+    CheckAddresses(bool, Reply<Result<Vec<IpamFinding>, PlumbingError>>),
+    Reserve(IpAddr, Reply<Result<bool, PlumbingError>>),
+    Release(IpAddr, Reply<Result<Holder, PlumbingError>>),
     KernelTunnels(Reply<Result<BTreeMap<String, String>, PlumbingError>>),
     Stop(Reply<Result<(), TeardownErrors>>),
 }
@@ -53,6 +68,14 @@ enum Command {
 pub struct PlumbingHandle {
     commands: mpsc::Sender<Command>,
     problems: Arc<Mutex<Vec<Problem>>>,
+    openings: watched::Receiver<Published>,
+    own_networks: OwnNetworks,
+}
+
+/// What the thread tells to those who hold a handle.
+struct Told {
+    problems: Arc<Mutex<Vec<Problem>>>,
+    openings: watched::Sender<Published>,
 }
 
 /// Starts the plumbing thread in this thread's network namespace and reconciles once, with this policy between containers
@@ -67,18 +90,19 @@ pub async fn start(
     let (commands, inbox) = mpsc::channel(QUEUE);
     let (ready, opened) = oneshot::channel();
     let problems = Arc::new(Mutex::new(Vec::new()));
-    let shared = Arc::clone(&problems);
+    let (tell, openings) = watched::channel(Published::default());
+    let told = Told { problems: Arc::clone(&problems), openings: tell };
     let body = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         match runtime {
-            Ok(runtime) => runtime.block_on(serve(config, &policy, inbox, ready, &shared)),
+            Ok(runtime) => runtime.block_on(serve(config, &policy, inbox, ready, &told)),
             Err(error) => drop(ready.send(Err(PlumbingError::NetlinkSocket(error)))),
         }
     };
     let thread =
         std::thread::Builder::new().name("plumbing".into()).spawn(body).map_err(PlumbingError::NetlinkSocket)?;
-    let first = opened.await.map_err(|_| PlumbingError::Stopped)??;
-    Ok((PlumbingHandle { commands, problems }, first, thread))
+    let (first, own_networks) = opened.await.map_err(|_| PlumbingError::Stopped)??;
+    Ok((PlumbingHandle { commands, problems, openings, own_networks }, first, thread))
 }
 
 impl PlumbingHandle {
@@ -166,6 +190,98 @@ impl PlumbingHandle {
         self.call(Command::List).await
     }
 
+    /// See [`Plumber::publish`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn publish(&self, request: PublishRequest) -> Result<(PublishedPort, bool), PlumbingError> {
+        self.call(|reply| Command::Publish(request, reply)).await?
+    }
+
+    /// See [`Plumber::unpublish`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn unpublish(&self, selector: PortSelector) -> Result<Vec<PublishedPort>, PlumbingError> {
+        self.call(|reply| Command::Unpublish(selector, reply)).await?
+    }
+
+    /// Every published port.
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn published(&self) -> Result<Vec<PublishedPort>, PlumbingError> {
+        self.call(Command::Published).await
+    }
+
+    /// What the packet path must know of published ports; told anew when it changes.
+    #[must_use]
+    pub fn openings(&self) -> watched::Receiver<Published> {
+        self.openings.clone()
+    }
+
+    /// The networks this host takes part in, with its blocks of them.
+    #[must_use]
+    pub fn own_networks(&self) -> Arc<BTreeMap<String, NetworkEntry>> {
+        self.own_networks.load_full()
+    }
+
+    /// See [`Plumber::join_network`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn join_network(&self, name: String, options: NetworkOptions) -> Result<bool, PlumbingError> {
+        self.call(|reply| Command::JoinNetwork(name, options, reply)).await?
+    }
+
+    /// See [`Plumber::leave_network`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn leave_network(&self, name: String) -> Result<bool, PlumbingError> {
+        self.call(|reply| Command::LeaveNetwork(name, reply)).await?
+    }
+
+    /// See [`Plumber::usage`].
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn usage(&self) -> Result<Vec<IpamUsage>, PlumbingError> {
+        self.call(Command::Usage).await
+    }
+
+    /// See [`Plumber::addresses`].
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn addresses(&self) -> Result<Vec<IpamAddress>, PlumbingError> {
+        self.call(Command::Addresses).await
+    }
+
+    /// See [`Plumber::check`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn check_addresses(&self, fix: bool) -> Result<Vec<IpamFinding>, PlumbingError> {
+        self.call(|reply| Command::CheckAddresses(fix, reply)).await?
+    }
+
+    /// See [`Plumber::reserve`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn reserve(&self, address: IpAddr) -> Result<bool, PlumbingError> {
+        self.call(|reply| Command::Reserve(address, reply)).await?
+    }
+
+    /// See [`Plumber::release`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn release(&self, address: IpAddr) -> Result<Holder, PlumbingError> {
+        self.call(|reply| Command::Release(address, reply)).await?
+    }
+
     /// Kernel tunnel devices that are up, with their kinds.
     ///
     /// # Errors
@@ -199,8 +315,8 @@ async fn serve(
     config: PlumbingConfig,
     policy: &HostPolicy,
     mut inbox: mpsc::Receiver<Command>,
-    ready: Reply<Result<Reconciled, PlumbingError>>,
-    problems: &Mutex<Vec<Problem>>,
+    ready: Reply<Result<(Reconciled, OwnNetworks), PlumbingError>>,
+    told: &Told,
 ) {
     // One slot per kind of change is enough: a waiting change says everything that a second one would.
     let (changes, mut changed) = mpsc::channel(4);
@@ -209,8 +325,8 @@ async fn serve(
         Err(error) => return drop(ready.send(Err(error))),
     };
     plumber.set_host_policy(policy);
-    let first = look(&mut plumber, Scope::Everything, problems).await;
-    if ready.send(Ok(first)).is_err() {
+    let first = look(&mut plumber, Scope::Everything, told).await;
+    if ready.send(Ok((first, plumber.own_networks()))).is_err() {
         return;
     }
     let mut full = interval(FULL_CHECK);
@@ -227,7 +343,7 @@ async fn serve(
                     drop(reply.send(plumber.remove_all().await));
                     return;
                 }
-                Some(command) => obey(&mut plumber, command, problems).await,
+                Some(command) => obey(&mut plumber, command, told).await,
             },
             Some(change) = changed.recv() => {
                 let scope = if change == Change::Nft { Scope::Everything } else { Scope::Routing };
@@ -239,52 +355,81 @@ async fn serve(
             }
             () = sleep_until(due), if pending.is_some() => {
                 let scope = pending.take().map_or(Scope::Everything, |(_, scope)| scope);
-                look(&mut plumber, scope, problems).await;
+                look(&mut plumber, scope, told).await;
                 last = Instant::now();
             }
             _ = full.tick() => {
                 pending = None;
-                look(&mut plumber, Scope::Everything, problems).await;
+                look(&mut plumber, Scope::Everything, told).await;
                 last = Instant::now();
             }
         }
     }
 }
 
-async fn obey(plumber: &mut Plumber, command: Command, problems: &Mutex<Vec<Problem>>) {
+async fn obey(plumber: &mut Plumber, command: Command, told: &Told) {
     // A caller that stopped waiting is no error here: the work is done and journalled.
     match command {
         Command::SetRoutes(learned) => {
             plumber.set_routes(learned);
-            look(plumber, Scope::Routing, problems).await;
+            look(plumber, Scope::Routing, told).await;
         }
         Command::SetHostPolicy(policy) => {
             plumber.set_host_policy(&policy);
-            look(plumber, Scope::Routing, problems).await;
+            look(plumber, Scope::Routing, told).await;
         }
         Command::TryHostPolicy(policy, reply) => drop(reply.send(plumber.try_host_policy(&policy))),
         Command::Settled(reply) => drop(reply.send(())),
-        Command::Reconcile(reply) => drop(reply.send(look(plumber, Scope::Everything, problems).await)),
+        Command::Reconcile(reply) => drop(reply.send(look(plumber, Scope::Everything, told).await)),
         Command::Prepare(request, reply) => drop(reply.send(plumber.prepare(&request).await)),
         Command::Commit(lease, reply) => drop(reply.send(plumber.commit(lease))),
         Command::Abort(lease, reply) => drop(reply.send(plumber.abort(lease).await)),
         Command::Remove(name, reply) => drop(reply.send(plumber.remove(&name).await)),
+        Command::Publish(request, reply) => drop(reply.send(tell(plumber.publish(&request).await, plumber, told))),
+        Command::Unpublish(selector, reply) => {
+            drop(reply.send(tell(plumber.unpublish(&selector).await, plumber, told)))
+        }
+        Command::Published(reply) => drop(reply.send(plumber.published())),
         Command::KernelTunnels(reply) => drop(reply.send(plumber.kernel_tunnels().await)),
         Command::List(reply) => drop(reply.send(plumber.endpoints())),
+        Command::JoinNetwork(name, options, reply) => drop(reply.send(plumber.join_network(&name, options))),
+        Command::LeaveNetwork(name, reply) => drop(reply.send(plumber.leave_network(&name))),
+        Command::Usage(reply) => drop(reply.send(plumber.usage())),
+        Command::Addresses(reply) => drop(reply.send(plumber.addresses())),
+        Command::CheckAddresses(fix, reply) => drop(reply.send(plumber.check(fix).await)),
+        Command::Reserve(address, reply) => drop(reply.send(plumber.reserve(address))),
+        Command::Release(address, reply) => drop(reply.send(plumber.release(address))),
         Command::Stop(_) => {}
     }
+    tell_openings(plumber, told);
 }
 
-async fn look(plumber: &mut Plumber, scope: Scope, problems: &Mutex<Vec<Problem>>) -> Reconciled {
+/// Tells the packet path which ports are published, before the caller hears the outcome.
+fn tell<T>(outcome: T, plumber: &Plumber, told: &Told) -> T {
+    tell_openings(plumber, told);
+    outcome
+}
+
+fn tell_openings(plumber: &Plumber, told: &Told) {
+    let openings = plumber.openings();
+    told.openings.send_if_modified(|known| {
+        let changed = *known != openings;
+        *known = openings;
+        changed
+    });
+}
+
+async fn look(plumber: &mut Plumber, scope: Scope, told: &Told) -> Reconciled {
     let outcome = plumber.reconcile(scope).await;
     if !outcome.changes.is_empty() {
         tracing::info!(changes = outcome.changes.join("; "), "host plumbing brought up to date");
     }
-    let mut known = problems.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = told.problems.lock().unwrap_or_else(PoisonError::into_inner);
     for problem in outcome.problems.iter().filter(|problem| !known.contains(problem)) {
         tracing::warn!(code = %problem.code, what = %problem.what, next = %problem.next, "host plumbing problem");
     }
     known.clone_from(&outcome.problems);
     drop(known);
+    tell_openings(plumber, told);
     outcome
 }

@@ -40,6 +40,7 @@ fn learned_prefix_inside_the_pool_or_announced_here_adds_no_route() {
             "192.168.9.0/24".parse().unwrap(),
         ],
         announced: vec!["192.168.9.0/24".parse().unwrap()],
+        ..LearnedRoutes::default()
     };
     let found: Vec<String> = desired::overlay_destinations(&config, &learned).iter().map(ToString::to_string).collect();
     assert_eq!(found, ["10.42.0.0/16", "192.168.7.0/24", "fd42::/48"]);

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::environment::{Environment, check_id};
 use super::error::{self, CniError};
+use super::ports::{self, Mapping};
 
 /// What belongs there.
 const BANDWIDTH: &str = "it holds ingressRate, ingressBurst, egressRate and egressBurst, in bits";
@@ -41,6 +42,9 @@ pub(super) struct NetworkConfig {
     /// The daemon's control socket.
     #[serde(default)]
     socket: Option<PathBuf>,
+    /// The overlay network of the containers; not the name of this list unless it says so.
+    #[serde(default)]
+    network: Option<String>,
 }
 
 /// One attachment that an engine knows.
@@ -87,6 +91,14 @@ impl NetworkConfig {
 
     pub(super) fn socket(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(|| SOCKET.into())
+    }
+
+    /// The overlay network; absent: the default one.
+    pub(super) fn network(&self) -> Result<Option<String>, CniError> {
+        if let Some(network) = &self.network {
+            check_id("network", network).map_err(|refused| CniError { code: error::CONFIG, ..refused })?;
+        }
+        Ok(self.network.clone())
     }
 
     fn runtime(&self, key: &str) -> Option<&Value> {
@@ -137,6 +149,11 @@ impl NetworkConfig {
         let from = rate(number("egressRate")?, number("egressBurst")?);
         let to = rate(number("ingressRate")?, number("ingressBurst")?);
         Ok(if from.bits.is_none() && to.bits.is_none() { None } else { Some((from, to)) })
+    }
+
+    /// The ports asked for by capability.
+    pub(super) fn mappings(&self) -> Result<Vec<Mapping>, CniError> {
+        ports::parse(self.runtime("portMappings"))
     }
 
     /// The hardware address asked for by capability or argument, in lower case.
@@ -217,6 +234,16 @@ mod tests {
         for wrong in ["3", "[]", r#"{"ingressRate":"10M"}"#, r#"{"egressRate":-1}"#] {
             assert_eq!(of(wrong).unwrap_err().code, error::CONFIG, "{wrong}");
         }
+    }
+
+    #[test]
+    fn network_is_what_the_key_says_and_not_the_lists_name() {
+        assert_eq!(config(r#"{"cniVersion":"1.0.0","name":"web"}"#).network(), Ok(None));
+        let named = config(r#"{"cniVersion":"1.0.0","name":"n","network":"web"}"#);
+        assert_eq!(named.network(), Ok(Some("web".to_owned())));
+        let bad = config(r#"{"cniVersion":"1.0.0","name":"n","network":"../web"}"#);
+        assert_eq!(bad.network().unwrap_err().code, error::CONFIG);
+        assert_eq!(code(r#"{"cniVersion":"1.0.0","name":"n","network":5}"#), error::DECODE);
     }
 
     #[test]

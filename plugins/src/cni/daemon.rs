@@ -3,7 +3,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use overlay_control::api::{EndpointInfo, EndpointLease, EndpointRequest, LimitRate, LimitRequest, Request, Response};
+use overlay_control::api::{
+    EndpointInfo, EndpointLease, EndpointRequest, LimitRate, LimitRequest, NatRequest, PublishRequest, PublishedPort,
+    Request, Response,
+};
 use overlay_control::{Client, Code, ControlError};
 
 /// All calls to the daemon together: an engine hears of a daemon that hangs within 3 s.
@@ -33,6 +36,18 @@ impl Daemon {
     pub(super) fn prepare(&mut self, request: EndpointRequest) -> Result<EndpointLease, ControlError> {
         match self.call(Request::EndpointPrepare(request))? {
             Response::Lease(lease) => Ok(lease),
+            other => Err(ControlError::Unexpected(other.name())),
+        }
+    }
+
+    /// Publishes a port; it ends with the endpoint.
+    pub(super) fn publish(&mut self, request: PublishRequest) -> Result<(), ControlError> {
+        self.call(Request::Nat(NatRequest::Publish(request))).map(drop)
+    }
+
+    pub(super) fn published(&mut self) -> Result<Vec<PublishedPort>, ControlError> {
+        match self.call(Request::Nat(NatRequest::List))? {
+            Response::PublishedPorts(ports) => Ok(ports),
             other => Err(ControlError::Unexpected(other.name())),
         }
     }
