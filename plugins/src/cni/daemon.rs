@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use overlay_control::api::{
-    DnsRequest, DnsStatus, EndpointInfo, EndpointLease, EndpointRequest, NatRequest, PublishRequest, PublishedPort,
-    Request, Response,
+    DnsRequest, DnsStatus, EndpointInfo, EndpointLease, EndpointRequest, LimitRate, LimitRequest, NatRequest,
+    PublishRequest, PublishedPort, Request, Response,
 };
 use overlay_control::{Client, Code, ControlError};
 
@@ -68,6 +68,11 @@ impl Daemon {
 
     pub(super) fn commit(&mut self, lease: u64) -> Result<(), ControlError> {
         self.call(Request::EndpointCommit { lease }).map(drop)
+    }
+
+    /// Limits what an endpoint sends and gets.
+    pub(super) fn limit(&mut self, selector: String, from: LimitRate, to: LimitRate) -> Result<(), ControlError> {
+        self.call(Request::Limit(LimitRequest::Set { selector, from: Some(from), to: Some(to) })).map(drop)
     }
 
     pub(super) fn abort(&mut self, lease: u64) -> Result<(), ControlError> {
