@@ -424,7 +424,7 @@ async fn obey(plumber: &mut Plumber, command: Command, told: &Told) {
         }
         Command::SetNameServers(servers, reply) => {
             plumber.set_name_servers(servers).await;
-            drop(reply.send(()));
+            let _ = reply.send(());
         }
         Command::KernelTunnels(reply) => drop(reply.send(plumber.kernel_tunnels().await)),
         Command::List(reply) => drop(reply.send(plumber.endpoints())),
