@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use overlay_config::PublicKey;
 use overlay_wire::{Encapsulation, Prefix};
 
-pub(crate) use plugin::{Cni, CniPlaces, Plugin};
+pub(crate) use plugin::{Cni, CniPlaces, Docker, Plugin};
 
 pub(crate) use membership::{Ca, Cert, Init, Invite, Join, Node, Token};
 pub(crate) use policy::Policy;

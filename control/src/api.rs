@@ -1,5 +1,6 @@
 //! Requests, responses and events. Fields are only added, never renamed, within one protocol version.
 
+mod address;
 mod endpoint;
 mod error;
 mod membership;
@@ -8,7 +9,8 @@ mod policy;
 mod request;
 mod status;
 
-pub use endpoint::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState, link_alias};
+pub use address::{AddressBook, AddressHold, HeldAddress};
+pub use endpoint::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState, EngineNetwork, link_alias};
 pub use error::{ApiError, Problem};
 pub use membership::{
     CertificateInfo, InitRequest, Invitation, InviteRequest, Joined, MembershipRequest, MembershipResponse, SecretText,

@@ -7,6 +7,7 @@ use overlay_wire::policy::PolicySet;
 use overlay_wire::{Encapsulation, Prefix};
 use serde::{Deserialize, Serialize};
 
+use super::address::{AddressBook, AddressHold, HeldAddress};
 use super::endpoint::{EndpointInfo, EndpointLease, EndpointRequest};
 use super::membership::{MembershipRequest, MembershipResponse};
 use super::network::{
@@ -135,6 +136,17 @@ pub enum Request {
     },
     /// Every container on this host. Answer: `Endpoints`.
     EndpointList,
+    /// Holds an address for a plugin. Answer: `Held`.
+    AddressHold(AddressHold),
+    /// Releases a held address; one that is not held is fine. Answer: `Done`.
+    AddressRelease {
+        /// For whom it was held.
+        owner: String,
+        /// The address.
+        address: IpAddr,
+    },
+    /// Where addresses come from and which are held. Answer: `Addresses`.
+    AddressList,
     /// Checks a configuration, or the daemon's own file again. Answer: `Done`.
     ConfigCheck {
         /// The text; absent: the daemon's own file.
@@ -195,6 +207,8 @@ impl Request {
             | Self::EndpointCommit { .. }
             | Self::EndpointAbort { .. }
             | Self::EndpointRemove { .. }
+            | Self::AddressHold(_)
+            | Self::AddressRelease { .. }
             | Self::ConfigReload => true,
             Self::Membership(request) => request.is_change(),
             Self::ClusterPolicy(request) => request.is_change(),
@@ -210,6 +224,7 @@ impl Request {
             | Self::PolicyTest(_)
             | Self::FlowList { .. }
             | Self::EndpointList
+            | Self::AddressList
             | Self::ConfigCheck { .. }
             | Self::ConfigShow
             | Self::ConfigDiff
@@ -273,6 +288,10 @@ pub enum Response {
     Lease(EndpointLease),
     /// Containers.
     Endpoints(Vec<EndpointInfo>),
+    /// An address that is held now.
+    Held(HeldAddress),
+    /// Prefixes and held addresses.
+    Addresses(AddressBook),
     /// Values in force.
     Settings(Vec<Setting>),
     /// Values that differ.
@@ -323,6 +342,8 @@ impl Response {
             Self::Killed { .. } => "killed",
             Self::Lease(_) => "lease",
             Self::Endpoints(_) => "endpoints",
+            Self::Held(_) => "held",
+            Self::Addresses(_) => "addresses",
             Self::Settings(_) => "settings",
             Self::Changes(_) => "changes",
             Self::PingStarted { .. } => "ping_started",

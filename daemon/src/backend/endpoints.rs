@@ -7,11 +7,13 @@ use super::{Api, done};
 use crate::plumbing::PlumbingError;
 use crate::plumbing::lease::LeaseState;
 
-fn refused(error: &PlumbingError) -> ApiError {
+pub(super) fn refused(error: &PlumbingError) -> ApiError {
     let code = match error {
-        PlumbingError::EndpointExists { .. } | PlumbingError::AddressRefused { .. } => Code::Conflict,
+        PlumbingError::EndpointExists { .. }
+        | PlumbingError::AddressRefused { .. }
+        | PlumbingError::AddressTaken { .. } => Code::Conflict,
         PlumbingError::EndpointUnknown { .. } => Code::NotFound,
-        PlumbingError::PrefixExhausted(_) | PlumbingError::NoOwnPrefix => Code::Invalid,
+        PlumbingError::PrefixExhausted(_) | PlumbingError::NoOwnPrefix | PlumbingError::NotOwnPrefix(_) => Code::Invalid,
         PlumbingError::File { .. } => Code::Io,
         _ => Code::Plumbing,
     };

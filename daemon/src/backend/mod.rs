@@ -1,5 +1,6 @@
 //! What requests on the control socket mean.
 
+mod addresses;
 mod ask;
 mod change;
 mod cluster_policy;
@@ -76,6 +77,9 @@ impl Backend for Api {
             Request::EndpointAbort { lease } => self.endpoint_abort(lease).await,
             Request::EndpointRemove { name } => self.endpoint_remove(&name).await,
             Request::EndpointList => self.endpoint_list().await,
+            Request::AddressHold(wanted) => self.address_hold(wanted).await,
+            Request::AddressRelease { owner, address } => self.address_release(owner, address).await,
+            Request::AddressList => self.address_list().await,
             Request::ConfigCheck { text } => self.config_check(text),
             Request::ConfigShow => Ok(Response::Settings(self.core.config.load().settings())),
             Request::ConfigDiff => self.config_diff(),

@@ -48,9 +48,12 @@ pub(super) fn interface_names(tun: &str, name: &str) -> (String, String) {
 pub(super) fn check_names(request: &EndpointRequest) -> Result<(), PlumbingError> {
     check_name(&request.name, NAME_MAX)?;
     check_name(&request.interface, IFNAME_MAX)?;
-    // A kind and a name, each under the same rules.
-    let owner = request.owner.iter().flat_map(|owner| owner.splitn(2, '/'));
-    owner.into_iter().try_for_each(|part| check_name(part, OWNER_MAX))
+    request.owner.as_deref().map_or(Ok(()), check_owner)
+}
+
+/// Refuses owners that are no kind and name, each under the rules of names.
+pub(super) fn check_owner(owner: &str) -> Result<(), PlumbingError> {
+    owner.splitn(2, '/').try_for_each(|part| check_name(part, OWNER_MAX))
 }
 
 fn check_name(name: &str, longest: usize) -> Result<(), PlumbingError> {
@@ -78,6 +81,7 @@ mod tests {
             netns: "n".into(),
             addresses: vec![],
             owner: None,
+            engine: None,
         };
         assert!(check_names(&request("web-1.prod_2", "eth0")).is_ok());
         for (container, ifname) in

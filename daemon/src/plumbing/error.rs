@@ -60,6 +60,9 @@ pub enum PlumbingError {
     /// This host has no prefix to take container addresses from.
     #[error("this host has no prefix of its own")]
     NoOwnPrefix,
+    /// A prefix asked for is not of this host.
+    #[error("{0} does not lie in a prefix of this host")]
+    NotOwnPrefix(Prefix),
     /// The requested address cannot be given.
     #[error("address {address} cannot be given: {why}")]
     AddressRefused {
@@ -67,6 +70,16 @@ pub enum PlumbingError {
         address: IpAddr,
         /// Why not.
         why: &'static str,
+    },
+    /// The requested address has a holder.
+    #[error("address {address} is taken: {holder} {}", if *.cooling { "released it less than a minute ago" } else { "has it" })]
+    AddressTaken {
+        /// The address asked for.
+        address: IpAddr,
+        /// The endpoint or owner that has it.
+        holder: String,
+        /// Whether it was released a moment ago.
+        cooling: bool,
     },
     /// An endpoint of that name is attached.
     #[error("endpoint {0} exists already")]
@@ -108,8 +121,8 @@ impl PlumbingError {
     #[must_use]
     pub fn why(&self) -> &'static str {
         match self {
-            Self::PrefixExhausted(_) | Self::NoOwnPrefix => "containers get their addresses from this host's prefixes",
-            Self::AddressRefused { .. } | Self::BadName { .. } => "the request cannot be carried out as it is",
+            Self::PrefixExhausted(_) | Self::NoOwnPrefix | Self::NotOwnPrefix(_) => "containers get their addresses from this host's prefixes",
+            Self::AddressRefused { .. } | Self::AddressTaken { .. } | Self::BadName { .. } => "the request cannot be carried out as it is",
             Self::EndpointExists(_) => "a name stands for one endpoint of this host",
             Self::EndpointUnknown(_) | Self::LeaseUnknown(_) => "it was never made, was removed, or expired",
             Self::LeaseCommitted(_) => "only a lease that is not yet in use can be aborted",
@@ -138,8 +151,9 @@ impl PlumbingError {
             Self::PrefixExhausted(_) => {
                 "remove endpoints (`overlayctl endpoint list`) or give this host a larger prefix".into()
             }
+            Self::NotOwnPrefix(_) => "choose a part of one of the host's prefixes (`overlayctl status`)".into(),
             Self::NoOwnPrefix => "set `prefixes` under [node] in the configuration".into(),
-            Self::AddressRefused { .. } => "leave the address out to get a free one".into(),
+            Self::AddressRefused { .. } | Self::AddressTaken { .. } => "leave the address out to get a free one".into(),
             Self::EndpointExists(name) => format!("remove it first: `overlayctl endpoint rm {name}`"),
             Self::LeaseCommitted(_) => "remove the endpoint: `overlayctl endpoint rm NAME`".into(),
             Self::LeaseUnknown(_) => "start again with `overlayctl endpoint add`".into(),
@@ -167,7 +181,9 @@ impl From<PlumbingError> for ApiError {
     fn from(error: PlumbingError) -> Self {
         let code = match &error {
             PlumbingError::EndpointUnknown(_) | PlumbingError::LeaseUnknown(_) => Code::NotFound,
-            PlumbingError::EndpointExists(_) | PlumbingError::LeaseCommitted(_) => Code::Conflict,
+            PlumbingError::EndpointExists(_)
+            | PlumbingError::LeaseCommitted(_)
+            | PlumbingError::AddressTaken { .. } => Code::Conflict,
             PlumbingError::AddressRefused { .. } | PlumbingError::BadName { .. } => Code::Invalid,
             PlumbingError::StateFormat { .. } => Code::StateNewer,
             PlumbingError::File { .. } => Code::Io,

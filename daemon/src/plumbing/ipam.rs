@@ -36,8 +36,7 @@ pub fn claim(own: &[Prefix], taken: &BTreeSet<IpAddr>, wanted: &[IpAddr]) -> Res
     for (position, address) in wanted.iter().enumerate() {
         let refuse = |why| PlumbingError::AddressRefused { address: *address, why };
         let prefix = own.iter().find(|p| p.contains(*address)).ok_or(refuse("it is outside this host's prefixes"))?;
-        let reserved = (0..RESERVED).any(|index| prefix.nth(index) == Some(*address));
-        if reserved || Some(*address) == broadcast(prefix) {
+        if is_reserved(prefix, *address) {
             return Err(refuse("it is reserved"));
         }
         if taken.contains(address) {
@@ -48,6 +47,24 @@ pub fn claim(own: &[Prefix], taken: &BTreeSet<IpAddr>, wanted: &[IpAddr]) -> Res
         }
     }
     Ok(wanted.to_vec())
+}
+
+/// Picks the lowest free address of a part of the own prefixes.
+///
+/// # Errors
+/// When the part is not of this host, or every address of it is taken.
+pub fn allocate_within(own: &[Prefix], taken: &BTreeSet<IpAddr>, within: Prefix) -> Result<IpAddr, PlumbingError> {
+    let prefix = own.iter().find(|prefix| prefix.covers(&within));
+    let prefix = prefix.ok_or(PlumbingError::NotOwnPrefix(within))?;
+    let candidates = (0..).map_while(|index| within.nth(index));
+    let free = |address: &IpAddr| !taken.contains(address) && !is_reserved(prefix, *address);
+    // A large prefix has more addresses than can be taken.
+    candidates.take(taken.len() + 8).find(free).ok_or(PlumbingError::PrefixExhausted(within))
+}
+
+/// Whether containers never get an address of an own prefix.
+fn is_reserved(prefix: &Prefix, address: IpAddr) -> bool {
+    (0..RESERVED).any(|index| prefix.nth(index) == Some(address)) || Some(address) == broadcast(prefix)
 }
 
 fn lowest_free(prefix: &Prefix, taken: &BTreeSet<IpAddr>) -> Option<IpAddr> {
@@ -78,6 +95,22 @@ mod tests {
         let own = prefixes(&["10.42.1.0/24", "fd42:0:0:1::/64"]);
         let got = allocate(&own, &BTreeSet::new()).unwrap();
         assert_eq!(got, ["10.42.1.4".parse::<IpAddr>().unwrap(), "fd42:0:0:1::4".parse().unwrap()]);
+    }
+
+    #[test]
+    fn part_of_a_prefix_gives_its_own_lowest_address_and_never_reserved_ones() {
+        let own = prefixes(&["10.42.1.0/24", "fd42:0:0:1::/64"]);
+        let pick = |taken: &[&str], part: &str| {
+            allocate_within(&own, &addresses(taken), part.parse().unwrap()).map(|found| found.to_string())
+        };
+        assert_eq!(pick(&[], "10.42.1.0/24").unwrap(), "10.42.1.4");
+        assert_eq!(pick(&["10.42.1.128"], "10.42.1.128/25").unwrap(), "10.42.1.129");
+        assert_eq!(pick(&[], "fd42:0:0:1::/64").unwrap(), "fd42:0:0:1::4");
+        let last = pick(&["10.42.1.252", "10.42.1.253", "10.42.1.254"], "10.42.1.252/30");
+        assert!(matches!(last, Err(PlumbingError::PrefixExhausted(_))), "{last:?}");
+        for foreign in ["10.42.0.0/16", "10.42.2.0/24", "fd43::/64"] {
+            assert!(matches!(pick(&[], foreign), Err(PlumbingError::NotOwnPrefix(_))), "{foreign}");
+        }
     }
 
     #[test]

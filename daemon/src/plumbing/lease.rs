@@ -61,6 +61,12 @@ pub struct Lease {
     pub addresses: Vec<IpAddr>,
     /// The container's gateways, one per family of `addresses`.
     pub gateways: Vec<IpAddr>,
+    /// Gateways of an engine's network, which the host answers for on this link alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub link_gateways: Vec<IpAddr>,
+    /// Whether the container reaches the overlay only.
+    #[serde(default)]
+    pub internal: bool,
     /// MTU of both ends, in bytes.
     pub mtu: u32,
     /// How far it has come.
@@ -249,6 +255,8 @@ mod tests {
             peer_ifname: format!("op{name}"),
             addresses: vec!["10.42.1.4".parse().unwrap()],
             gateways: vec!["10.42.1.1".parse().unwrap()],
+            link_gateways: vec![],
+            internal: false,
             mtu: 1420,
             state,
             boot_id: "b".into(),

@@ -7,18 +7,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use overlay_control::api::{EndpointRequest, Problem, link_alias};
+use overlay_control::api::{AddressBook, AddressHold, EndpointRequest, HeldAddress, Problem, link_alias};
 use overlay_dataplane::HostPolicy;
 use rtnetlink::packet_route::link::LinkAttribute;
 
 use super::desired::{self, Attachment, Family};
 use super::endpoint::{self, GATEWAY_V6};
+use super::held::{HeldAddresses, HeldState};
 use super::interfaces::{Interface, tunnels_in_the_way};
 use super::lease::{COOLDOWN, Journal, Lease, LeaseState, PREPARE_TIMEOUT, VERSION, unix};
 use super::netlink::{Kernel, Link};
 use super::nft::{Installation, Look};
 use super::sysctl::Sysctl;
 use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors, firewall, host_policy, ipam, nft};
+
+/// The least MTU of IPv6, in bytes.
+const MTU_LEAST: u32 = 1280;
 
 /// How much of the host a reconcile looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +59,7 @@ pub struct Plumber {
     kernel: Kernel,
     sysctl: Sysctl,
     journal: Journal,
+    held: HeldAddresses,
     boot_id: String,
     /// The tables that bind containers and lead their packets.
     guard: Installation,
@@ -83,6 +88,7 @@ impl Plumber {
             kernel: Kernel::open()?,
             sysctl: Sysctl::open(&config.state_dir)?,
             journal: Journal::open(&config.state_dir)?,
+            held: HeldAddresses::open(&config.state_dir)?,
             boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
             learned: LearnedRoutes::default(),
             standing: Vec::new(),
@@ -157,18 +163,30 @@ impl Plumber {
     }
 
     fn attachments(&self, links: &[Link]) -> Vec<Attachment> {
-        let live = self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling);
-        live.map(|lease| Attachment {
+        let live: Vec<&Lease> = self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling).collect();
+        // A container with several links answers on any of them: its routes know nothing of the link a packet came by.
+        let siblings = |lease: &Lease| -> Vec<IpAddr> {
+            let same = live.iter().filter(|other| !lease.netns.is_empty() && other.netns == lease.netns);
+            same.filter(|other| other.name != lease.name).flat_map(|other| other.addresses.iter().copied()).collect()
+        };
+        let attachment = |lease: &&Lease| Attachment {
             host_ifname: lease.host_ifname.clone(),
             index: links.iter().find(|link| link.name == lease.host_ifname).map(|link| link.index),
             addresses: lease.addresses.clone(),
-        })
-        .collect()
+            siblings: siblings(lease),
+            internal: lease.internal,
+        };
+        live.iter().map(attachment).collect()
     }
 
     /// Ends leases whose veth is gone or whose caller never came back, and forgets those that have cooled down.
     async fn settle_leases(&mut self, links: &[Link], outcome: &mut Reconciled) {
         let now = SystemTime::now();
+        match self.held.settle(now) {
+            Ok(freed) if freed.is_empty() => {}
+            Ok(freed) => outcome.changes.push(format!("freed {} held addresses", freed.len())),
+            Err(error) => outcome.problems.push(Problem::from(&error)),
+        }
         let leases: Vec<Lease> = self.journal.iter().cloned().collect();
         for lease in leases {
             let exists = links.iter().any(|link| link.name == lease.host_ifname);
@@ -263,16 +281,23 @@ impl Plumber {
             let changes = vec![LinkAttribute::Mtu(lease.mtu), LinkAttribute::Group(self.config.group)];
             outcome.note(self.kernel.change_link(link.index, changes).await, || format!("set {} up", link.name));
         }
-        if !lease.addresses.iter().any(IpAddr::is_ipv6) {
+        let mut wanted: Vec<(IpAddr, u8)> =
+            lease.link_gateways.iter().map(|address| (*address, host_length(*address))).collect();
+        if lease.addresses.iter().any(IpAddr::is_ipv6) {
+            wanted.push((GATEWAY_V6, 64));
+        }
+        if wanted.is_empty() {
             return;
         }
-        match self.kernel.addresses(link.index).await {
-            Ok(present) if present.iter().any(|(addr, _)| *addr == GATEWAY_V6) => {}
-            Ok(_) => {
-                let result = self.kernel.add_address(link.index, GATEWAY_V6, 64).await;
-                outcome.note(result, || format!("added {GATEWAY_V6} to {}", link.name));
+        let present = match self.kernel.addresses(link.index).await {
+            Ok(present) => present,
+            Err(error) => return outcome.problems.push(Problem::from(&error)),
+        };
+        for (address, length) in wanted {
+            if !present.iter().any(|(there, _)| *there == address) {
+                let result = self.kernel.add_address(link.index, address, length).await;
+                outcome.note(result, || format!("added {address} to {}", link.name));
             }
-            Err(error) => outcome.problems.push(Problem::from(&error)),
         }
     }
 
@@ -347,11 +372,30 @@ impl Plumber {
             }
             return Err(PlumbingError::EndpointExists(request.name.clone()));
         }
-        let taken = self.journal.taken();
+        let mut taken = self.taken();
+        let owner = request.owner.as_deref();
+        let engine = request.engine.clone().unwrap_or_default();
+        for address in request.addresses.iter().filter(|address| self.held.is_held_by(**address, owner)) {
+            let in_use = self.endpoints().into_iter().find(|lease| lease.addresses.contains(address));
+            if let Some(lease) = in_use {
+                return Err(PlumbingError::AddressTaken { address: *address, holder: lease.name, cooling: false });
+            }
+            taken.remove(address);
+        }
         let addresses = if request.addresses.is_empty() {
             ipam::allocate(&self.config.own_prefixes, &taken)?
         } else {
+            self.refuse_taken(&request.addresses, &taken)?;
             ipam::claim(&self.config.own_prefixes, &taken, &request.addresses)?
+        };
+        if let Some(address) = engine.gateways.iter().find(|address| !self.held.is_held_by(**address, owner)) {
+            let why = "a gateway must be an address held for the same owner";
+            return Err(PlumbingError::AddressRefused { address: *address, why });
+        }
+        let gateways = if engine.gateways.is_empty() {
+            endpoint::gateways(&addresses, &self.config.host_addresses)
+        } else {
+            engine.gateways.clone()
         };
         let (host_ifname, peer_ifname) = endpoint::interface_names(&self.config.interface, &request.name);
         let lease = Lease {
@@ -363,9 +407,11 @@ impl Plumber {
             owner: request.owner.clone(),
             host_ifname,
             peer_ifname,
-            gateways: endpoint::gateways(&addresses, &self.config.host_addresses),
+            gateways,
+            link_gateways: engine.gateways,
+            internal: engine.internal,
             addresses,
-            mtu: self.config.mtu,
+            mtu: engine.mtu.map_or(self.config.mtu, |mtu| u32::from(mtu).clamp(MTU_LEAST, self.config.mtu)),
             state: LeaseState::Prepared,
             boot_id: self.boot_id.clone(),
             changed_unix: unix(SystemTime::now()),
@@ -435,6 +481,69 @@ impl Plumber {
         Ok(lease)
     }
 
+    /// Holds an address for a plugin.
+    ///
+    /// # Errors
+    /// When the address or the part of a prefix is not of this host, taken, or used up.
+    pub fn hold(&mut self, wanted: &AddressHold) -> Result<HeldAddress, PlumbingError> {
+        endpoint::check_owner(&wanted.owner)?;
+        let (own, mut taken) = (&self.config.own_prefixes, self.taken());
+        let address = match wanted.address {
+            None => ipam::allocate_within(own, &taken, wanted.within)?,
+            Some(address) => {
+                if !wanted.within.contains(address) {
+                    let why = "it is outside the network's range";
+                    return Err(PlumbingError::AddressRefused { address, why });
+                }
+                if self.held.may_return(address, &wanted.owner) {
+                    taken.remove(&address);
+                }
+                self.refuse_taken(&[address], &taken)?;
+                ipam::claim(own, &taken, &[address])?;
+                address
+            }
+        };
+        self.held.hold(address, &wanted.owner, SystemTime::now())
+    }
+
+    /// Releases a held address; whether its owner had it.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub fn release(&mut self, address: IpAddr, owner: &str) -> Result<bool, PlumbingError> {
+        self.held.release(address, owner, SystemTime::now())
+    }
+
+    /// Where addresses come from, and which are held.
+    #[must_use]
+    pub fn address_book(&self) -> AddressBook {
+        AddressBook {
+            own: self.config.own_prefixes.clone(),
+            pool: self.config.pool.clone(),
+            held: self.held.list(SystemTime::now()),
+        }
+    }
+
+    /// Every address that must not be given.
+    fn taken(&self) -> BTreeSet<IpAddr> {
+        let mut taken = self.journal.taken();
+        taken.extend(self.held.taken());
+        taken
+    }
+
+    /// Names the holder of the first address that is taken.
+    fn refuse_taken(&self, wanted: &[IpAddr], taken: &BTreeSet<IpAddr>) -> Result<(), PlumbingError> {
+        let Some(address) = wanted.iter().copied().find(|address| taken.contains(address)) else { return Ok(()) };
+        let lease = self.journal.iter().find(|lease| lease.addresses.contains(&address));
+        let held = self.held.holder(address);
+        let (holder, cooling) = match (lease, held) {
+            (Some(lease), _) => (lease.name.clone(), lease.state == LeaseState::Cooling),
+            (None, Some(held)) => (held.owner.clone(), held.state == HeldState::Cooling),
+            (None, None) => return Ok(()),
+        };
+        Err(PlumbingError::AddressTaken { address, holder, cooling })
+    }
+
     /// Every endpoint, prepared and committed.
     #[must_use]
     pub fn endpoints(&self) -> Vec<Lease> {
@@ -453,6 +562,10 @@ impl Plumber {
 
     async fn end_lease(&mut self, lease: &Lease) -> Result<(), PlumbingError> {
         self.kernel.delete_link(&lease.host_ifname).await?;
+        // Held addresses rest, or not, as their owner says.
+        if lease.addresses.iter().all(|address| self.held.holder(*address).is_some()) {
+            return self.journal.forget(&lease.name);
+        }
         let ended = Lease { state: LeaseState::Cooling, changed_unix: unix(SystemTime::now()), ..lease.clone() };
         self.journal.put(ended)
     }

@@ -5,11 +5,12 @@
 //! busy host or a contest with another program costs little.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use overlay_control::api::{EndpointRequest, Problem};
+use overlay_control::api::{AddressBook, AddressHold, EndpointRequest, HeldAddress, Problem};
 use overlay_dataplane::HostPolicy;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -44,6 +45,9 @@ enum Command {
     Abort(u64, Reply<Result<(), PlumbingError>>),
     Remove(String, Reply<Result<Lease, PlumbingError>>),
     List(Reply<Vec<Lease>>),
+    Hold(AddressHold, Reply<Result<HeldAddress, PlumbingError>>),
+    Release(IpAddr, String, Reply<Result<bool, PlumbingError>>),
+    Addresses(Reply<AddressBook>),
     KernelTunnels(Reply<Result<BTreeMap<String, String>, PlumbingError>>),
     Stop(Reply<Result<(), TeardownErrors>>),
 }
@@ -156,6 +160,30 @@ impl PlumbingHandle {
     /// As there, or when the thread has ended.
     pub async fn remove(&self, name: String) -> Result<Lease, PlumbingError> {
         self.call(|reply| Command::Remove(name, reply)).await?
+    }
+
+    /// See [`Plumber::hold`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn hold(&self, wanted: AddressHold) -> Result<HeldAddress, PlumbingError> {
+        self.call(|reply| Command::Hold(wanted, reply)).await?
+    }
+
+    /// See [`Plumber::release`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn release(&self, address: IpAddr, owner: String) -> Result<bool, PlumbingError> {
+        self.call(|reply| Command::Release(address, owner, reply)).await?
+    }
+
+    /// See [`Plumber::address_book`].
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn address_book(&self) -> Result<AddressBook, PlumbingError> {
+        self.call(Command::Addresses).await
     }
 
     /// Every endpoint, prepared and committed.
@@ -271,6 +299,9 @@ async fn obey(plumber: &mut Plumber, command: Command, problems: &Mutex<Vec<Prob
         Command::Remove(name, reply) => drop(reply.send(plumber.remove(&name).await)),
         Command::KernelTunnels(reply) => drop(reply.send(plumber.kernel_tunnels().await)),
         Command::List(reply) => drop(reply.send(plumber.endpoints())),
+        Command::Hold(wanted, reply) => drop(reply.send(plumber.hold(&wanted))),
+        Command::Release(address, owner, reply) => drop(reply.send(plumber.release(address, &owner))),
+        Command::Addresses(reply) => drop(reply.send(plumber.address_book())),
         Command::Stop(_) => {}
     }
 }

@@ -49,7 +49,13 @@ fn learned_prefix_inside_the_pool_or_announced_here_adds_no_route() {
 fn attachment_without_interface_has_no_route_but_its_prefix_is_unreachable() {
     let config = config(Path::new("/nowhere"));
     let attachment =
-        Attachment { host_ifname: "ov1".into(), index: None, addresses: vec!["10.42.1.4".parse().unwrap()] };
+        Attachment {
+            host_ifname: "ov1".into(),
+            index: None,
+            addresses: vec!["10.42.1.4".parse().unwrap()],
+            siblings: vec!["10.42.1.9".parse().unwrap()],
+            internal: true,
+        };
     let routes = desired::routes(&config, &LearnedRoutes::default(), &[attachment], 7);
     let local: Vec<_> = routes.iter().filter(|(key, _)| key.table == 1001).collect();
     assert_eq!(local.len(), 2);

@@ -7,10 +7,10 @@ use overlay_control::{Code, ControlError};
 use serde_json::{Value, json};
 
 use crate::attach::{self, Namespace};
+use crate::daemon::Daemon;
 
 use super::attachment;
 use super::config::NetworkConfig;
-use super::daemon::Daemon;
 use super::environment::Environment;
 use super::error::{self, CniError};
 use super::inspect::{self, Interface};
@@ -63,6 +63,7 @@ fn add(config: &NetworkConfig, environment: &Environment) -> Result<Value, CniEr
         netns: netns.to_owned(),
         addresses: config.addresses(environment)?,
         owner: Some(attachment::owner(&config.name)),
+        engine: None,
     };
     let mut daemon = Daemon::connect(&config.socket()).map_err(|error| down(&error))?;
     let lease = prepare(&mut daemon, &request)?;

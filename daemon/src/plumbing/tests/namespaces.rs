@@ -137,7 +137,7 @@ impl Bounce {
 }
 
 fn request(name: &str) -> EndpointRequest {
-    EndpointRequest { name: name.into(), interface: "eth0".into(), netns: name.into(), addresses: vec![], owner: None }
+    EndpointRequest { name: name.into(), interface: "eth0".into(), netns: name.into(), ..EndpointRequest::default() }
 }
 
 /// Attaches a namespace as `overlayctl endpoint add` does.

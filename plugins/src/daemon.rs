@@ -1,23 +1,30 @@
 //! The daemon, asked within the time an engine waits.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use overlay_control::api::{EndpointInfo, EndpointLease, EndpointRequest, Request, Response};
+use overlay_control::api::{
+    AddressBook, AddressHold, EndpointInfo, EndpointLease, EndpointRequest, HeldAddress, Request, Response,
+};
 use overlay_control::{Client, Code, ControlError};
 
 /// All calls to the daemon together: an engine hears of a daemon that hangs within 3 s.
 const BUDGET: Duration = Duration::from_millis(2500);
 
 /// A connection with a deadline.
-pub(super) struct Daemon {
+pub(crate) struct Daemon {
     client: Client,
     deadline: Instant,
 }
 
 impl Daemon {
-    pub(super) fn connect(socket: &Path) -> Result<Self, ControlError> {
-        let deadline = Instant::now() + BUDGET;
+    pub(crate) fn connect(socket: &Path) -> Result<Self, ControlError> {
+        Self::connect_until(socket, Instant::now() + BUDGET)
+    }
+
+    /// Connects; all calls together end at the deadline.
+    pub(crate) fn connect_until(socket: &Path, deadline: Instant) -> Result<Self, ControlError> {
         Ok(Self { client: Client::connect(socket)?, deadline })
     }
 
@@ -30,23 +37,23 @@ impl Daemon {
         self.client.call(request)
     }
 
-    pub(super) fn prepare(&mut self, request: EndpointRequest) -> Result<EndpointLease, ControlError> {
+    pub(crate) fn prepare(&mut self, request: EndpointRequest) -> Result<EndpointLease, ControlError> {
         match self.call(Request::EndpointPrepare(request))? {
             Response::Lease(lease) => Ok(lease),
             other => Err(ControlError::Unexpected(other.name())),
         }
     }
 
-    pub(super) fn commit(&mut self, lease: u64) -> Result<(), ControlError> {
+    pub(crate) fn commit(&mut self, lease: u64) -> Result<(), ControlError> {
         self.call(Request::EndpointCommit { lease }).map(drop)
     }
 
-    pub(super) fn abort(&mut self, lease: u64) -> Result<(), ControlError> {
+    pub(crate) fn abort(&mut self, lease: u64) -> Result<(), ControlError> {
         self.call(Request::EndpointAbort { lease }).map(drop)
     }
 
     /// Removes an endpoint; false when there was none.
-    pub(super) fn remove(&mut self, name: &str) -> Result<bool, ControlError> {
+    pub(crate) fn remove(&mut self, name: &str) -> Result<bool, ControlError> {
         match self.call(Request::EndpointRemove { name: name.to_owned() }) {
             Ok(_) => Ok(true),
             Err(ControlError::Api(error)) if error.code.as_str() == Code::NotFound.name() => Ok(false),
@@ -54,9 +61,27 @@ impl Daemon {
         }
     }
 
-    pub(super) fn endpoints(&mut self) -> Result<Vec<EndpointInfo>, ControlError> {
+    pub(crate) fn endpoints(&mut self) -> Result<Vec<EndpointInfo>, ControlError> {
         match self.call(Request::EndpointList)? {
             Response::Endpoints(endpoints) => Ok(endpoints),
+            other => Err(ControlError::Unexpected(other.name())),
+        }
+    }
+
+    pub(crate) fn hold(&mut self, wanted: AddressHold) -> Result<HeldAddress, ControlError> {
+        match self.call(Request::AddressHold(wanted))? {
+            Response::Held(held) => Ok(held),
+            other => Err(ControlError::Unexpected(other.name())),
+        }
+    }
+
+    pub(crate) fn release(&mut self, owner: &str, address: IpAddr) -> Result<(), ControlError> {
+        self.call(Request::AddressRelease { owner: owner.to_owned(), address }).map(drop)
+    }
+
+    pub(crate) fn addresses(&mut self) -> Result<AddressBook, ControlError> {
+        match self.call(Request::AddressList)? {
+            Response::Addresses(book) => Ok(book),
             other => Err(ControlError::Unexpected(other.name())),
         }
     }
