@@ -165,7 +165,7 @@ impl<'a> Docker<'a> {
 
     /// The address of a container in a network, as dockerd tells it.
     pub(crate) fn address(&self, name: &str, network: &str) -> String {
-        self.run(&format!("inspect -f {{{{(index.NetworkSettings.Networks\"{network}\").IPAddress}}}} {name}"))
+        self.run(&format!("inspect -f {{{{.NetworkSettings.Networks.{network}.IPAddress}}}} {name}"))
     }
 
     /// Whether echo requests from inside a container are answered.

@@ -163,7 +163,8 @@ fn container_in_several_networks_answers_in_each_and_an_internal_one_has_no_way_
     assert!(!routes.contains("default"), "{routes}");
     assert!(!docker.run("exec shut ip link").contains("eth1"), "no bridge of Docker's leads around it");
     // Not with a route of its own making either.
-    let gateway = docker.run("network inspect -f {{(index.IPAM.Config0).Gateway}} inside");
+    let shown: serde_json::Value = serde_json::from_str(&docker.run("network inspect inside")).unwrap();
+    let gateway = shown[0]["IPAM"]["Config"][0]["Gateway"].as_str().unwrap().split('/').next().unwrap().to_owned();
     let pid = docker.run("inspect -f {{.State.Pid}} shut");
     let add = ["nsenter", "--net", "--target", &pid, "--", "ip", "route", "add", "default", "via", &gateway];
     assert!(docker.command(&add).status().unwrap().success());
