@@ -1,6 +1,7 @@
 //! The command line as `clap` parses it.
 
 mod membership;
+mod nat;
 mod plugin;
 mod policy;
 
@@ -12,6 +13,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use overlay_config::PublicKey;
 use overlay_wire::{Encapsulation, Prefix};
 
+pub(crate) use nat::{HostPort, Nat, Target};
 pub(crate) use plugin::{Cni, CniPlaces, Docker, Plugin};
 
 pub(crate) use membership::{Ca, Cert, Init, Invite, Join, Node, Token};
@@ -92,6 +94,9 @@ pub(crate) enum Command {
     /// Containers attached to the overlay on this host.
     #[command(subcommand)]
     Endpoint(Endpoint),
+    /// Ports of this host that lead to containers.
+    #[command(subcommand)]
+    Nat(Nat),
     /// Plugins of container engines.
     #[command(subcommand)]
     Plugin(Plugin),

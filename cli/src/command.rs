@@ -9,6 +9,7 @@ mod events;
 mod flow;
 mod key;
 mod membership;
+mod nat;
 mod passphrase;
 mod peer;
 mod ping;
@@ -97,6 +98,7 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Outcome {
         Some(Command::Policy(verb)) => policy::run(context, verb),
         Some(Command::Flow(verb)) => flow::run(context, verb),
         Some(Command::Endpoint(verb)) => endpoint::run(context, verb),
+        Some(Command::Nat(verb)) => nat::run(context, verb),
         Some(Command::Plugin(verb)) => plugin::run(context, verb),
         Some(Command::Config(verb)) => config::run(context, verb),
         Some(Command::Ping { target, count, size, interval }) => ping::run(context, target, count, size, interval),

@@ -4,6 +4,7 @@ mod address;
 mod endpoint;
 mod error;
 mod membership;
+mod nat;
 mod network;
 mod policy;
 mod request;
@@ -16,6 +17,7 @@ pub use membership::{
     CertificateInfo, InitRequest, Invitation, InviteRequest, Joined, MembershipRequest, MembershipResponse, SecretText,
     TokenInfo,
 };
+pub use nat::{NatRequest, PortProtocol, PortSelector, PublishRequest, PublishedPort, UnknownProtocol};
 pub use network::{
     DoctorMode, Event, Finding, FindingStatus, Flow, FlowSelector, PingProgress, PingReply, PolicyTest, PolicyView,
     Refusal, RefusedBy, RouteAdded, RouteEntry, RouteWhy, RuleMatch, Severity, TestVerdict, Verdict,

@@ -46,6 +46,8 @@ pub struct View {
     pub verdicts: BTreeMap<HostId, Vec<(Prefix, RouteVerdict)>>,
     /// Where members see us.
     pub observed: Vec<SocketAddr>,
+    /// Addresses of a NAT in front of this host, as members see it there.
+    pub outside: Vec<SocketAddr>,
     /// Whether members see this host at an address that is not its own.
     pub is_behind_nat: bool,
     /// What became of gossip datagrams.
@@ -71,6 +73,8 @@ pub enum Change {
     Ask(Vec<HostId>, Question, mpsc::Sender<Told>),
     /// What is known of a member at this moment. Changes nothing.
     Look(HostId, oneshot::Sender<Option<MemberView>>),
+    /// Build what the packet path works with anew, from what the plumbing has told.
+    Rebuild(oneshot::Sender<()>),
     /// Something about membership.
     Membership(MembershipChange),
     /// Something about the policy of the whole cluster.
@@ -293,6 +297,13 @@ impl Core {
             order: Mutex::default(),
             revision: AtomicU64::new(0),
         }
+    }
+
+    /// Where a new host may reach this one: at its NAT first, then at its own addresses.
+    pub fn reached_at(&self) -> Vec<SocketAddr> {
+        let (own, view) = (self.own_endpoints.load(), self.view.load());
+        let own = own.iter().filter(|endpoint| !view.outside.contains(endpoint));
+        view.outside.iter().chain(own).copied().collect()
     }
 
     /// The peer of this kind, made when it is new.

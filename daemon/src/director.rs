@@ -132,6 +132,7 @@ impl Director {
         let mut paths = tokio::time::interval(PATHS_EVERY);
         paths.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut mtus = Vec::new();
+        let mut openings = self.core.plumbing.openings();
         let mut keep = tokio::time::interval(KEEP_EVERY);
         keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -175,6 +176,7 @@ impl Director {
                     look = None;
                     self.refresh_underlay().await;
                 }
+                Ok(()) = openings.changed() => self.drain(true),
                 _ = keep.tick(), if self.is_unkept => self.keep(),
                 _ = paths.tick() => {
                     let now = path_mtus(&self.core);
@@ -284,6 +286,7 @@ impl Director {
         core.view.store(Arc::new(View {
             verdicts: self.gossip.announced_verdicts(),
             observed: self.gossip.observed_addresses().into_iter().collect(),
+            outside: self.gossip.outside_endpoints().to_vec(),
             is_behind_nat: self.gossip.is_behind_nat(),
             counters: self.gossip.counters(),
             rib,
@@ -382,6 +385,10 @@ impl Director {
             Change::Ask(members, question, listener) => self.ask(&members, question, listener),
             Change::Look(host, answer) => {
                 let _ = answer.send(self.gossip.member(host));
+            }
+            Change::Rebuild(done) => {
+                self.drain(true);
+                let _ = done.send(());
             }
             Change::Membership(change) => self.membership_change(change),
             Change::Policy(change) => self.policy_change(change),

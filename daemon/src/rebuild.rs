@@ -286,6 +286,7 @@ impl Builder<'_> {
         let host_policy = HostPolicy::new(&in_force, &resolve, &self.config.node.prefixes);
         let policy =
             CompiledPolicy::compile(&in_force, &resolve).with_hits_of(&self.core.shared.snapshot.load().tables.policy);
+        let policy = policy.with_published(self.core.plumbing.openings().borrow().clone());
         let mut snapshot = Snapshot {
             tables: Tables {
                 owners: Fib::build(routes),

@@ -31,7 +31,8 @@ pub use engine::{Engine, Limits};
 pub use explain::{Outcome, Stage, Step, explain};
 pub use path::End;
 pub use policy::{
-    Addresses, CompiledPolicy, DecidedBy, Decision, Grounds, HostPolicy, HostRule, HostWay, RuleEvent, Tuple, Warning,
+    Addresses, CompiledPolicy, DecidedBy, Decision, Grounds, HostPolicy, HostRule, HostWay, Opening, Published,
+    RuleEvent, Tuple, Warning,
 };
 pub use reason::{Counters, DropReason, Traffic};
 pub use tables::{LocalAddresses, PeerInfo, Route, Tables};

@@ -318,6 +318,12 @@ impl Lab {
         })
     }
 
+    /// Lets a UDP port of the router in front of a host lead to it.
+    pub fn forward_port(&self, host: &str, port: u16) -> Result<()> {
+        let host = self.host(host)?;
+        nat::forward(&underlay::router(host.view.namespace()), host.number(), port)
+    }
+
     /// Cuts one host off from all others.
     pub fn cut(&self, host: &str) -> Result<()> {
         self.host(host)?;

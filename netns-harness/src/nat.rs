@@ -56,3 +56,13 @@ pub(crate) fn build(router: &str, namespace: &str, number: u8, mtu: u32, kind: N
     );
     nft(router, &script)
 }
+
+/// Lets a UDP port of a router lead to the host behind it, as a person sets in a home router.
+pub(crate) fn forward(router: &str, number: u8, port: u16) -> Result<()> {
+    let host = inside(number);
+    let script = format!(
+        "table ip lab_nat {{\n  chain in {{\n    type nat hook prerouting priority dstnat; policy accept;\n    iifname \"wan\" \
+         udp dport {port} dnat to {host}\n  }}\n}}\ninsert rule inet lab_wall forward ct status dnat accept\n"
+    );
+    nft(router, &script)
+}

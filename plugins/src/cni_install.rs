@@ -17,7 +17,7 @@ pub const CONF_DIR: &str = "/etc/cni/net.d";
 /// Where Debian's package containernetworking-plugins puts the reference plugins.
 const DEBIAN_BIN_DIR: &str = "/usr/lib/cni";
 /// Reference plugins that are chained where they are installed, and their capability.
-const CHAINED: [(&str, &str); 2] = [("portmap", "portMappings"), ("bandwidth", "bandwidth")];
+const CHAINED: [(&str, &str); 1] = [("bandwidth", "bandwidth")];
 
 /// What to install.
 #[derive(Debug, Clone)]
@@ -47,7 +47,7 @@ impl CniInstall {
     /// The network configuration that is written.
     #[must_use]
     pub fn conflist(&self) -> String {
-        let mut ours = json!({ "type": PLUGIN, "capabilities": { "ips": true, "mac": true } });
+        let mut ours = json!({ "type": PLUGIN, "capabilities": { "ips": true, "mac": true, "portMappings": true } });
         if let Some(socket) = &self.socket {
             ours["socket"] = json!(socket);
         }
@@ -220,10 +220,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let plan = CniInstall { socket: Some("/run/other.sock".into()), ..plan(directory.path()) };
         fs::create_dir(&plan.bin_dir).unwrap();
-        fs::write(plan.bin_dir.join("portmap"), "").unwrap();
+        fs::write(plan.bin_dir.join("bandwidth"), "").unwrap();
         let list: Value = serde_json::from_str(&plan.conflist()).unwrap();
         assert_eq!(list["plugins"][0]["socket"], "/run/other.sock");
-        assert_eq!(list["plugins"][1], json!({ "type": "portmap", "capabilities": { "portMappings": true } }));
+        assert_eq!(list["plugins"][1], json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } }));
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use overlay_control::api::{
-    AddressBook, AddressHold, EndpointInfo, EndpointLease, EndpointRequest, HeldAddress, Request, Response,
+    AddressBook, AddressHold, EndpointInfo, EndpointLease, EndpointRequest, HeldAddress, NatRequest, PortSelector, PublishRequest,
+    PublishedPort, Request, Response,
 };
 use overlay_control::{Client, Code, ControlError};
 
@@ -40,6 +41,27 @@ impl Daemon {
     pub(crate) fn prepare(&mut self, request: EndpointRequest) -> Result<EndpointLease, ControlError> {
         match self.call(Request::EndpointPrepare(request))? {
             Response::Lease(lease) => Ok(lease),
+            other => Err(ControlError::Unexpected(other.name())),
+        }
+    }
+
+    /// Publishes a port; it ends with the endpoint. The port that was taken.
+    pub(crate) fn publish(&mut self, request: PublishRequest) -> Result<Vec<PublishedPort>, ControlError> {
+        match self.call(Request::Nat(NatRequest::Publish(request)))? {
+            Response::PublishedPorts(ports) => Ok(ports),
+            other => Err(ControlError::Unexpected(other.name())),
+        }
+    }
+
+    /// Takes back every port of an owner.
+    pub(crate) fn unpublish(&mut self, owner: &str) -> Result<(), ControlError> {
+        let selector = PortSelector { owner: Some(owner.to_owned()), ..PortSelector::default() };
+        self.call(Request::Nat(NatRequest::Unpublish(selector))).map(drop)
+    }
+
+    pub(crate) fn published(&mut self) -> Result<Vec<PublishedPort>, ControlError> {
+        match self.call(Request::Nat(NatRequest::List))? {
+            Response::PublishedPorts(ports) => Ok(ports),
             other => Err(ControlError::Unexpected(other.name())),
         }
     }

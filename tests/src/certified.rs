@@ -26,7 +26,12 @@ pub struct Certified {
 impl Certified {
     /// Starts the daemons of so many hosts, all in standby.
     pub fn standby(name: &str, binaries: Binaries, hosts: usize) -> Result<Certified> {
-        let lab = Lab::create(name, Topology::Routed, &HostSpec::numbered(hosts), binaries)?;
+        Certified::standby_on(name, binaries, &HostSpec::numbered(hosts))
+    }
+
+    /// As [`Self::standby`], on hosts of one's own making.
+    pub fn standby_on(name: &str, binaries: Binaries, hosts: &[HostSpec]) -> Result<Certified> {
+        let lab = Lab::create(name, Topology::Routed, hosts, binaries)?;
         lab.start_daemons()?;
         Ok(Certified { lab })
     }
@@ -164,8 +169,8 @@ impl TestJoiner {
             }
         }
         let mut buffer = [0; 2048];
-        while let Ok((length, _)) = self.socket.recv_from(&mut buffer) {
-            self.joiner.handle_datagram(&buffer[..length]);
+        while let Ok((length, from)) = self.socket.recv_from(&mut buffer) {
+            self.joiner.handle_datagram(from, &buffer[..length]);
         }
         self.joiner.poll_event()
     }

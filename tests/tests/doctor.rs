@@ -192,6 +192,13 @@ fn swallowing(subject: &str, encapsulation: &str, largest: u32, overhead: u32) {
     assert!(all(&good, "peer-mtu")[0].why.contains(&format!("packets of {largest} bytes, the inner MTU")), "{good:?}");
 }
 
+/// The library that changes a program's clock, of the package `faketime`.
+fn faketime_library() -> String {
+    let places = std::fs::read_dir("/usr/lib").unwrap().filter_map(Result::ok);
+    let library = places.map(|place| place.path().join("faketime/libfaketime.so.1")).find(|path| path.exists());
+    library.expect("faketime brings its library").to_str().unwrap().to_owned()
+}
+
 #[test]
 fn clock_of_the_peer_is_compared() {
     let subject = "docclock";
@@ -203,7 +210,9 @@ fn clock_of_the_peer_is_compared() {
     let clock = |lab: &Lab| all(&asked(lab), "clock")[0].clone();
     assert_eq!(clock(&overlay.lab).status, FindingStatus::Ok);
     overlay.lab.stop_daemon("h2").unwrap();
-    overlay.lab.start_daemon_under("h2", &["faketime", "--exclude-monotonic", "-f", "+2h"]).unwrap();
+    // The program `faketime` stays the daemon's parent, and would be what is stopped at the end.
+    let [preload, ahead] = [format!("LD_PRELOAD={}", faketime_library()), "FAKETIME=+2h".to_owned()];
+    overlay.lab.start_daemon_under("h2", &["env", &preload, &ahead, "FAKETIME_DONT_FAKE_MONOTONIC=1"]).unwrap();
     overlay.lab.wait_ready(LIMIT).unwrap();
     let found = await_status(&overlay.lab, "clock", FindingStatus::Bad);
     let far = all(&found, "clock")[0];

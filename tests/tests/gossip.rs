@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use overlay_control::api::{ControlState, Request, Response};
-use overlay_netns_harness::{HostSpec, wait_for};
+use overlay_control::api::{ControlState, DataState, PeerStatus, Request, Response};
+use overlay_netns_harness::{HostSpec, nft, wait_for};
 use overlay_tests::{Overlay, SharedLab};
 use std::net::IpAddr;
 use std::sync::MutexGuard;
@@ -108,4 +108,60 @@ fn member_cut_off_is_shown_down_and_comes_back() {
     wait_for("h3 to be up again", limit, || state(ControlState::Up)(&overlay).then_some(())).unwrap();
     let to = IpAddr::V4(overlay.container("h3c1").v4);
     wait_for("traffic to h3", limit, || overlay.reaches("h1c1", to).then_some(())).unwrap();
+}
+
+/// Drops WireGuard's data packets of one host at another until it is taken back; handshakes and gossip pass.
+struct OneWay(String);
+
+impl OneWay {
+    fn make(overlay: &Overlay, from: &str, to: &str) -> OneWay {
+        let from = overlay.lab.host(from).unwrap();
+        let namespace = overlay.lab.host(to).unwrap().view().namespace().to_owned();
+        let hook = "type filter hook prerouting priority -310; policy accept;";
+        let (v4, v6) = (from.underlay_v4(), from.underlay_v6());
+        let table = format!(
+            "table inet test_oneway {{\n chain c {{\n {hook}\n ip saddr {v4} udp dport 51821 @th,64,8 4 drop\n \
+             ip6 saddr {v6} udp dport 51821 @th,64,8 4 drop\n }}\n}}\n"
+        );
+        nft(&namespace, &table).unwrap();
+        OneWay(namespace)
+    }
+}
+
+impl Drop for OneWay {
+    fn drop(&mut self) {
+        if let Err(error) = nft(&self.0, "delete table inet test_oneway") {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+#[test]
+fn data_that_fails_in_one_direction_is_shown_so_at_both_ends_and_nowhere_else() {
+    let Some(overlay) = overlay() else { return };
+    let _logs = overlay.lab.logs_on_failure();
+    let limit = Duration::from_secs(30);
+    let states = |at: &str, of: &str| overlay.peer(at, of).ok().map(|peer| (peer.data, peer.arriving));
+    let wait_states = |at: &str, of: &str, data: DataState, arriving: DataState| {
+        let what = format!("{at} to see {data:?} and {arriving:?} of {of}");
+        wait_for(&what, limit, || (states(at, of) == Some((data, arriving))).then_some(())).unwrap();
+    };
+    for (at, of) in [("h1", "h2"), ("h2", "h1")] {
+        wait_states(at, of, DataState::Up, DataState::Up);
+    }
+    let problem = |peer: &PeerStatus| peer.problems.iter().find(|p| p.code == "DATA_DOWN").map(|p| p.why.clone());
+    let cut = OneWay::make(&overlay, "h1", "h2");
+    wait_states("h1", "h2", DataState::Down, DataState::Up);
+    wait_states("h2", "h1", DataState::Down, DataState::Down);
+    let (there, back) = (overlay.peer("h1", "h2").unwrap(), overlay.peer("h2", "h1").unwrap());
+    assert_eq!((there.control, back.control), (ControlState::Up, ControlState::Up), "a path's state is no verdict");
+    assert!(problem(&there).unwrap().contains("ours die on the way there"), "{:?}", there.problems);
+    assert!(problem(&back).unwrap().contains("none of its packets arrive"), "{:?}", back.problems);
+    for (at, of) in [("h1", "h3"), ("h2", "h3"), ("h3", "h1"), ("h3", "h2")] {
+        assert_eq!(states(at, of), Some((DataState::Up, DataState::Up)), "{at} of {of}");
+    }
+    drop(cut);
+    for (at, of) in [("h1", "h2"), ("h2", "h1")] {
+        wait_states(at, of, DataState::Up, DataState::Up);
+    }
 }

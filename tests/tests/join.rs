@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use overlay_netns_harness::{Binaries, wait_for};
+use overlay_netns_harness::{Binaries, HostSpec, Nat, wait_for};
 use overlay_routing::membership::{JoinEvent, Token};
 use overlay_tests::{Certified, SharedLab, Snapshot, TestJoiner, can_make_namespaces, fresh_identity, lab_name};
 use overlay_wire::membership::{Admission, CaId, JoinRefusal};
@@ -207,4 +207,37 @@ fn unencrypted_cluster_is_unencrypted_only_between_hosts_that_trust_the_underlay
     for (from, to) in [("h1c1", "h2c1"), ("h2c1", "h3c1"), ("h3c1", "h1c1")] {
         wait_for("traffic", LIMIT, || lab.reaches(from, to).then_some(())).unwrap();
     }
+}
+
+/// The first token of all cannot name the outside address, which nobody has told the issuer yet; a person adds it there.
+#[test]
+fn token_of_an_issuer_behind_a_nat_names_its_outside_address_once_a_member_sees_it() {
+    if !can_make_namespaces("outside") {
+        return;
+    }
+    let mut hosts = HostSpec::numbered(3);
+    hosts[0] = hosts[0].clone().behind(Nat::KeepsPort);
+    let lab = Certified::standby_on(&lab_name("outside"), Binaries::for_tests().unwrap(), &hosts).unwrap();
+    let _logs = lab.lab.logs_on_failure();
+    lab.init("h1").unwrap();
+    let port = lab.status("h1").unwrap().host.listen_port;
+    lab.lab.forward_port("h1", port).unwrap();
+    let issuer = lab.lab.host("h1").unwrap();
+    let [outside, inside] = [issuer.underlay_v4(), issuer.inside_v4().unwrap()].map(|ip| (ip, port).into());
+    let token = || lab.invite("h1", &[]).unwrap().parse::<Token>().unwrap();
+    let mut first = token();
+    assert_eq!(first.endpoints, [inside], "the control: it knows its own address only");
+    first.endpoints.push(outside);
+    lab.lab.ctl_ok("h2", &["join", &first.to_text(), "--name", "h2", "--timeout", "20s"]).unwrap();
+    let (later, _) = wait_for("a token with the outside address", LIMIT, || {
+        let token = token();
+        token.endpoints.contains(&outside).then_some(token)
+    })
+    .unwrap();
+    assert!(later.endpoints.contains(&inside), "hosts behind the same NAT use that one: {:?}", later.endpoints);
+    lab.lab.ctl_ok("h3", &["join", &later.to_text(), "--name", "h3", "--timeout", "20s"]).unwrap();
+    wait_for("h3 to reach the issuer", LIMIT, || {
+        lab.peer("h3", "h1").is_some_and(|peer| peer.data == overlay_control::api::DataState::Up).then_some(())
+    })
+    .unwrap();
 }

@@ -153,6 +153,7 @@ fn show(output: &mut Output, peer: &PeerStatus) -> Result<(), Failure> {
         ("tried at", units::list(&peer.endpoints)),
         ("control", status::control(peer.control).to_owned()),
         ("data", status::data(peer.data).to_owned()),
+        ("arriving", status::data(peer.arriving).to_owned()),
         ("round trip", units::or_dash(peer.rtt_us.map(units::rtt))),
         ("loss", units::or_dash(peer.loss_percent.map(units::percent))),
         ("handshake", units::or_dash(peer.handshake_age_ms.map(|ms| format!("{} ago", units::age(ms))))),

@@ -14,6 +14,7 @@ use overlay_control::api::{
     ClusterPolicyStatus, PolicyHost, PolicyHostState, PolicyRequest, PolicyRevision, PolicyStage, PolicyTexts,
     PolicyWritten,
 };
+use overlay_control::api::{NatRequest, PortProtocol, PublishedPort};
 use overlay_control::codes::Code;
 use overlay_wire::{Encapsulation, HostId, Prefix};
 
@@ -32,6 +33,17 @@ fn problem(code: &str) -> Problem {
     }
 }
 
+fn published(host_port: u16, endpoint: Option<&str>) -> PublishedPort {
+    PublishedPort {
+        owner: "cli".into(),
+        host_ip: None,
+        host_port,
+        protocol: PortProtocol::Tcp,
+        target: "10.42.1.4:80".parse().expect("address"),
+        endpoint: endpoint.map(str::to_owned),
+    }
+}
+
 fn peers() -> Vec<PeerStatus> {
     let h2 = PeerStatus {
         name: "h2".into(),
@@ -45,6 +57,7 @@ fn peers() -> Vec<PeerStatus> {
         endpoints: vec!["192.0.2.2:51821".into(), "[2001:db8::2]:51821".into()],
         control: ControlState::Up,
         data: DataState::Up,
+        arriving: DataState::Up,
         rtt_us: Some(412),
         loss_percent: Some(0.0),
         handshake_age_ms: Some(42_000),
@@ -81,6 +94,7 @@ fn peers() -> Vec<PeerStatus> {
         endpoints: vec![],
         control: ControlState::None,
         data: DataState::Idle,
+        arriving: DataState::Idle,
         mtu: None,
         problems: vec![],
         ..h3.clone()
@@ -284,6 +298,12 @@ pub(crate) fn answer(request: &Request) -> Answer {
             netns: "/run/netns/web".into(),
             owner: None,
         }]),
+        Request::Nat(NatRequest::Unpublish(_)) => Response::Done {
+            changed: true,
+            notes: vec!["0.0.0.0:8080/tcp to 10.42.1.4:80 is not published any more".into()],
+        },
+        Request::Nat(NatRequest::List) => Response::PublishedPorts(vec![published(8080, Some("web"))]),
+        Request::Nat(NatRequest::Publish(_)) => Response::PublishedPorts(vec![published(8443, None)]),
         Request::ConfigShow => {
             let file = Origin { layer: OriginLayer::File, file: text("/etc/overlay/overlayd.toml"), line: Some(2) };
             let default = Origin { layer: OriginLayer::Default, file: None, line: None };

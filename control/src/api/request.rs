@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::address::{AddressBook, AddressHold, HeldAddress};
 use super::endpoint::{EndpointInfo, EndpointLease, EndpointRequest};
 use super::membership::{MembershipRequest, MembershipResponse};
+use super::nat::{NatRequest, PublishedPort};
 use super::network::{
     DoctorMode, Event, Finding, Flow, FlowSelector, PingProgress, PolicyTest, PolicyView, RouteAdded, RouteEntry,
     RouteWhy, TestVerdict,
@@ -147,6 +148,8 @@ pub enum Request {
     },
     /// Where addresses come from and which are held. Answer: `Addresses`.
     AddressList,
+    /// Published ports.
+    Nat(NatRequest),
     /// Checks a configuration, or the daemon's own file again. Answer: `Done`.
     ConfigCheck {
         /// The text; absent: the daemon's own file.
@@ -211,6 +214,7 @@ impl Request {
             | Self::AddressRelease { .. }
             | Self::ConfigReload => true,
             Self::Membership(request) => request.is_change(),
+            Self::Nat(request) => request.is_change(),
             Self::ClusterPolicy(request) => request.is_change(),
             Self::Doctor { mode, .. } => *mode != DoctorMode::Check,
             Self::Status
@@ -292,6 +296,8 @@ pub enum Response {
     Held(HeldAddress),
     /// Prefixes and held addresses.
     Addresses(AddressBook),
+    /// Published ports.
+    PublishedPorts(Vec<PublishedPort>),
     /// Values in force.
     Settings(Vec<Setting>),
     /// Values that differ.
@@ -344,6 +350,7 @@ impl Response {
             Self::Endpoints(_) => "endpoints",
             Self::Held(_) => "held",
             Self::Addresses(_) => "addresses",
+            Self::PublishedPorts(_) => "published_ports",
             Self::Settings(_) => "settings",
             Self::Changes(_) => "changes",
             Self::PingStarted { .. } => "ping_started",

@@ -39,7 +39,7 @@ pub enum ControlState {
 }
 
 /// Whether packets reach a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DataState {
     /// A packet came back from the peer lately.
@@ -47,6 +47,7 @@ pub enum DataState {
     /// Packets were sent and none came back.
     Down,
     /// Nothing has been sent lately, so nothing is known.
+    #[default]
     Idle,
 }
 
@@ -84,8 +85,12 @@ pub struct PeerStatus {
     pub endpoints: Vec<String>,
     /// Whether gossip reaches it.
     pub control: ControlState,
-    /// Whether packets reach it.
+    /// Whether packets reach it and come back.
     pub data: DataState,
+    /// Whether packets arrive from it, which sends some each second: `up` while `data` is `down` means that only the way
+    /// there fails.
+    #[serde(default)]
+    pub arriving: DataState,
     /// The last round trip, in microseconds.
     pub rtt_us: Option<u64>,
     /// Probes lost of the last ones, in percent.

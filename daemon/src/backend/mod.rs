@@ -11,6 +11,7 @@ mod metrics;
 mod no_path;
 mod pings;
 mod policy;
+mod ports;
 mod problems;
 mod routes;
 mod status;
@@ -80,6 +81,7 @@ impl Backend for Api {
             Request::AddressHold(wanted) => self.address_hold(wanted).await,
             Request::AddressRelease { owner, address } => self.address_release(owner, address).await,
             Request::AddressList => self.address_list().await,
+            Request::Nat(request) => self.nat(request).await,
             Request::ConfigCheck { text } => self.config_check(text),
             Request::ConfigShow => Ok(Response::Settings(self.core.config.load().settings())),
             Request::ConfigDiff => self.config_diff(),

@@ -16,14 +16,12 @@ pub(super) struct Here {
     pub port: u16,
     /// Whether a NAT stands in front.
     pub side: OwnSide,
-    /// Whether packets that the member sends on its own arrive.
-    pub hears_data: bool,
 }
 
 /// What is wrong with a member: whether it is heard, answers, and is reached as asked.
 pub(super) fn of_member(member: &MemberView, status: &PeerStatus, asked: Encapsulation, here: Here) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let Here { port, side, hears_data } = here;
+    let Here { port, side } = here;
     let is_known_by_others = member.state == MemberState::New && member.host_record.is_some();
     if is_known_by_others || member.state == MemberState::Degraded {
         problems.push(Problem {
@@ -57,15 +55,15 @@ pub(super) fn of_member(member: &MemberView, status: &PeerStatus, asked: Encapsu
         problems.push(Problem {
             code: "DATA_DOWN".to_owned(),
             what: format!("gossip reaches {} and packets do not come back", member.name),
-            why: match (status.encapsulation, hears_data) {
+            why: match (status.encapsulation, status.arriving == DataState::Up) {
                 (Encapsulation::Wireguard, false) => {
-                    "the handshake fails, or the other host does not forward".to_owned()
+                    "none of its packets arrive either: the handshake fails, or packets die on the way here".to_owned()
                 }
                 (Encapsulation::Wireguard, true) => {
                     "its own packets arrive: ours die on the way there, or the other host does not forward".to_owned()
                 }
                 (kind, false) => {
-                    format!("{kind} packets are dropped on the way, as firewalls often do with protocols 4 and 47")
+                    format!("none of its packets arrive either: {kind} packets are dropped on the way, as firewalls often do with protocols 4 and 47")
                 }
                 (kind, true) => format!("its own packets arrive: {kind} packets die on the way there"),
             },

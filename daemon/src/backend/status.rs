@@ -289,13 +289,14 @@ impl Api {
             status.subnets = subnets(Owner::Member(member.host));
             status.control = control_state(member.state);
             self.add_probes(&mut status, &peer, now);
+            status.arriving = match (self.data_heard(Some(member.host)), status.data) {
+                (true, _) => DataState::Up,
+                (false, DataState::Idle) => DataState::Idle,
+                (false, DataState::Up | DataState::Down) => DataState::Down,
+            };
             let asked = config.encapsulation_with(&member.name);
             status.endpoints = member.candidates.iter().map(ToString::to_string).collect();
-            let here = Here {
-                port: config.overlay.listen_port,
-                side: OwnSide::of(view.is_behind_nat),
-                hears_data: self.data_heard(Some(member.host)),
-            };
+            let here = Here { port: config.overlay.listen_port, side: OwnSide::of(view.is_behind_nat) };
             status.problems = problems::of_member(member, &status, asked, here);
             let theirs = member.host_record.as_ref().map(|record| record.mtu);
             status.problems.extend(problems::of_sizes(core, path, &status, theirs));
@@ -320,6 +321,7 @@ impl Api {
             }
             status.subnets = subnets(Owner::Foreign(place as u32));
             status.data = foreign_state(core, &peer, now);
+            status.arriving = status.data;
             status.problems = problems::of_sizes(core, path, &status, None).into_iter().collect();
             foreign.push(status);
         }
@@ -348,6 +350,7 @@ impl Api {
             endpoints: Vec::new(),
             control: ControlState::None,
             data: DataState::Idle,
+            arriving: DataState::Idle,
             rtt_us: None,
             loss_percent: None,
             handshake_age_ms: handshake.map(|at| now.saturating_duration_since(at).as_millis() as u64),

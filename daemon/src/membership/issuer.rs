@@ -250,7 +250,7 @@ impl IssuerTask {
 
     async fn join(&mut self, from: SocketAddr, datagram: &[u8]) {
         let Some(own) = self.core.certificate() else { return };
-        let (names, endpoints) = (self.names(), self.core.own_endpoints.load_full());
+        let (names, endpoints) = (self.names(), self.core.reached_at());
         let mut nonce = [0; 24];
         OsRng.fill_bytes(&mut nonce);
         let context = JoinContext {
@@ -378,7 +378,7 @@ impl IssuerTask {
 
     async fn invite(&mut self, request: InviteRequest) -> Result<Response, ApiError> {
         let issuer = self.issuer()?;
-        let endpoints = self.core.own_endpoints.load_full();
+        let endpoints = self.core.reached_at();
         if endpoints.is_empty() {
             return Err(ApiError::new(
                 Code::NotReady,

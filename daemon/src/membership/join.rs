@@ -104,7 +104,7 @@ fn take(joiner: &mut Joiner, received: std::io::Result<(usize, SocketAddr)>, buf
         Ok((length, from)) => {
             let datagram = buffer.get(..length).unwrap_or_default();
             tracing::trace!(%from, length, "a datagram while joining");
-            joiner.handle_datagram(datagram);
+            joiner.handle_datagram(from, datagram);
         }
         // An ICMP error of an earlier datagram, say; the time decides.
         Err(error) => tracing::debug!(cause = %error, "the underlay socket reports an error"),

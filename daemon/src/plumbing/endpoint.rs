@@ -48,10 +48,10 @@ pub(super) fn interface_names(tun: &str, name: &str) -> (String, String) {
 pub(super) fn check_names(request: &EndpointRequest) -> Result<(), PlumbingError> {
     check_name(&request.name, NAME_MAX)?;
     check_name(&request.interface, IFNAME_MAX)?;
-    request.owner.as_deref().map_or(Ok(()), check_owner)
+    request.owner.iter().try_for_each(|owner| check_owner(owner))
 }
 
-/// Refuses owners that are no kind and name, each under the rules of names.
+/// Refuses owners that could be misread: a kind, or a kind and a name, each under the rules of names.
 pub(super) fn check_owner(owner: &str) -> Result<(), PlumbingError> {
     owner.splitn(2, '/').try_for_each(|part| check_name(part, OWNER_MAX))
 }

@@ -1,10 +1,10 @@
 //! What can go wrong while plumbing, and how it is told to a person.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use overlay_control::api::{ApiError, Problem};
+use overlay_control::api::{ApiError, PortProtocol, Problem};
 use overlay_control::codes::Code;
 use overlay_wire::Prefix;
 
@@ -101,6 +101,30 @@ pub enum PlumbingError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A port cannot be published because somebody has it.
+    #[error("port {port}/{protocol} is in use: {by}")]
+    PortHeld {
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: PortProtocol,
+        /// Who has it.
+        by: String,
+    },
+    /// A port cannot lead there.
+    #[error("a port cannot lead to {target}: {why}")]
+    PortTarget {
+        /// The target asked for.
+        target: SocketAddr,
+        /// Why not.
+        why: &'static str,
+    },
+    /// As many ports are published as can be.
+    #[error("no port is left: this host publishes at most {0}")]
+    TooManyPorts(usize),
+    /// A request that takes ports back names none.
+    #[error("the request names no port and no owner")]
+    NoSelector,
     /// The plumbing thread has ended.
     #[error("the host plumbing has stopped")]
     Stopped,
@@ -122,7 +146,11 @@ impl PlumbingError {
     pub fn why(&self) -> &'static str {
         match self {
             Self::PrefixExhausted(_) | Self::NoOwnPrefix | Self::NotOwnPrefix(_) => "containers get their addresses from this host's prefixes",
-            Self::AddressRefused { .. } | Self::AddressTaken { .. } | Self::BadName { .. } => "the request cannot be carried out as it is",
+            Self::PortHeld { .. } => "packets to a port go to one place",
+            Self::TooManyPorts(_) => "every port is a rule that each new connection may walk past",
+            Self::AddressRefused { .. } | Self::AddressTaken { .. } | Self::BadName { .. } | Self::PortTarget { .. } | Self::NoSelector => {
+                "the request cannot be carried out as it is"
+            }
             Self::EndpointExists(_) => "a name stands for one endpoint of this host",
             Self::EndpointUnknown(_) | Self::LeaseUnknown(_) => "it was never made, was removed, or expired",
             Self::LeaseCommitted(_) => "only a lease that is not yet in use can be aborted",
@@ -153,6 +181,10 @@ impl PlumbingError {
             }
             Self::NotOwnPrefix(_) => "choose a part of one of the host's prefixes (`overlayctl status`)".into(),
             Self::NoOwnPrefix => "set `prefixes` under [node] in the configuration".into(),
+            Self::PortHeld { .. } => "choose another port; `overlayctl nat list` shows what is published".into(),
+            Self::PortTarget { .. } => "name a container of `overlayctl endpoint list`, or an overlay address".into(),
+            Self::TooManyPorts(_) => "take ports back: `overlayctl nat unpublish PORT`".into(),
+            Self::NoSelector => "name a port or an owner; `overlayctl nat list` shows them".into(),
             Self::AddressRefused { .. } | Self::AddressTaken { .. } => "leave the address out to get a free one".into(),
             Self::EndpointExists(name) => format!("remove it first: `overlayctl endpoint rm {name}`"),
             Self::LeaseCommitted(_) => "remove the endpoint: `overlayctl endpoint rm NAME`".into(),
@@ -181,10 +213,14 @@ impl From<PlumbingError> for ApiError {
     fn from(error: PlumbingError) -> Self {
         let code = match &error {
             PlumbingError::EndpointUnknown(_) | PlumbingError::LeaseUnknown(_) => Code::NotFound,
-            PlumbingError::EndpointExists(_)
-            | PlumbingError::LeaseCommitted(_)
-            | PlumbingError::AddressTaken { .. } => Code::Conflict,
-            PlumbingError::AddressRefused { .. } | PlumbingError::BadName { .. } => Code::Invalid,
+            PlumbingError::EndpointExists(_) | PlumbingError::LeaseCommitted(_) | PlumbingError::PortHeld { .. } | PlumbingError::AddressTaken { .. } => {
+                Code::Conflict
+            }
+            PlumbingError::AddressRefused { .. }
+            | PlumbingError::BadName { .. }
+            | PlumbingError::PortTarget { .. }
+            | PlumbingError::TooManyPorts(_)
+            | PlumbingError::NoSelector => Code::Invalid,
             PlumbingError::StateFormat { .. } => Code::StateNewer,
             PlumbingError::File { .. } => Code::Io,
             _ => Code::Plumbing,

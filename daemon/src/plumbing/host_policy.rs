@@ -127,6 +127,8 @@ fn entrances(text: &mut String, config: &PlumbingConfig) {
     };
     let mut contents = vec!["chain from_container {".to_owned(), neighbours.to_owned()];
     contents.extend(ERRORS.iter().map(|errors| format!("  ct state related {errors} accept")));
+    // To a published port; where this host opened it, it was not seen on its way out.
+    contents.push("  ct status & dnat == dnat ct direction reply accept".to_owned());
     contents.extend(ways.clone());
     contents.extend(directions(HostWay::ToHost, HostWay::ToContainer));
     contents.extend(["chain to_container {".to_owned(), neighbours.to_owned()]);

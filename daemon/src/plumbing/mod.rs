@@ -17,6 +17,7 @@ pub mod lease;
 mod netlink;
 pub mod nft;
 mod plumber;
+pub mod ports;
 mod service;
 pub mod sysctl;
 pub mod uplinks;
@@ -90,7 +91,7 @@ pub struct PlumbingConfig {
     pub mark_socket: u32,
     /// Interface group of the host ends of container veths.
     pub group: u32,
-    /// Name of the nft tables (`inet NAME`, `arp NAME` and `inet NAME-host`).
+    /// Name of the nft tables (`inet NAME`, `arp NAME`, `inet NAME-host` and `inet NAME-nat`).
     pub nft_table: String,
     /// Masquerade of own prefixes towards the outside.
     pub masquerade: Masquerade,

@@ -133,6 +133,13 @@ impl Kernel {
         self.configure_inet(index, conf, format!("set accept_local of interface {index}")).await
     }
 
+    /// Lets packets from and to 127.0.0.0/8 cross one interface, for the same reason over netlink.
+    pub(crate) async fn route_localnet(&self, index: u32) -> Result<(), PlumbingError> {
+        let mut conf = InetDevConf::default();
+        conf.route_localnet = 1;
+        self.configure_inet(index, conf, format!("set route_localnet of interface {index}")).await
+    }
+
     async fn configure_inet(&self, index: u32, conf: InetDevConf, what: String) -> Result<(), PlumbingError> {
         let mut message = LinkMessage::default();
         message.header.index = index;

@@ -13,7 +13,7 @@ use std::process::{Command, Output, Stdio};
 use overlay_wire::Prefix;
 
 use super::desired::Attachment;
-use super::{LearnedRoutes, Masquerade, PlumbingConfig, PlumbingError, UnderlayTracking};
+use super::{LearnedRoutes, Masquerade, PlumbingConfig, PlumbingError, UnderlayTracking, ports};
 
 /// The whole script that installs both tables.
 #[must_use]
@@ -73,12 +73,28 @@ fn sets(text: &mut String, config: &PlumbingConfig, learned: &LearnedRoutes, att
     line(text, 1, format_args!("set internal {{ type ifname;{} }}", list_of(&internal)));
 }
 
+/// Answers to the host itself are tracked, because some of them were translated on their way out.
+fn tracked_answers(config: &PlumbingConfig) -> Vec<String> {
+    let own: Vec<IpAddr> = config.host_addresses.iter().copied().chain(ports::service_addresses(config)).collect();
+    let rule = |(ipv4, family)| {
+        let own: Vec<String> = own.iter().filter(|ip| ip.is_ipv4() == ipv4).map(ToString::to_string).collect();
+        let tun = &config.interface;
+        (!own.is_empty()).then(|| format!("  iifname \"{tun}\" {family} daddr {{ {} }} accept", own.join(", ")))
+    };
+    [(true, "ip"), (false, "ip6")].into_iter().filter_map(rule).collect()
+}
+
 fn raw_chains(text: &mut String, config: &PlumbingConfig) {
     let (tun, group, port) = (&config.interface, config.group, config.listen_port);
-    let lines = [
+    let first = [
         "chain raw {".to_owned(),
         "  type filter hook prerouting priority raw; policy accept;".to_owned(),
         format!("  iifgroup {group} jump from_container"),
+    ];
+    for content in first.into_iter().chain(tracked_answers(config)) {
+        line(text, 1, format_args!("{content}"));
+    }
+    let lines = [
         format!("  iifname \"{tun}\" ip daddr @own4 notrack accept"),
         format!("  iifname \"{tun}\" ip6 daddr @own6 notrack accept"),
         format!("  iifname {{ \"{tun}\", \"lo\" }} accept"),

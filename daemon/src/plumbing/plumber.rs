@@ -3,6 +3,8 @@
 //! Order of a reconcile: the guard (nft) first, so that nothing is reachable before it is filtered; then settings, links,
 //! addresses, routes, and the rules that make them effective last. Teardown is the reverse and goes on past failures.
 
+mod publish;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -18,6 +20,7 @@ use super::interfaces::{Interface, tunnels_in_the_way};
 use super::lease::{COOLDOWN, Journal, Lease, LeaseState, PREPARE_TIMEOUT, VERSION, unix};
 use super::netlink::{Kernel, Link};
 use super::nft::{Installation, Look};
+use super::ports::{self, Ports};
 use super::sysctl::Sysctl;
 use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors, firewall, host_policy, ipam, nft};
 
@@ -66,6 +69,9 @@ pub struct Plumber {
     /// The table with the policy between containers and this host, and its script.
     host_policy: Installation,
     host_script: String,
+    /// The table that translates packets to published ports, and which these are.
+    nat: Installation,
+    ports: Ports,
     /// Problems found only by a full look, kept between cheap ones.
     standing: Vec<Problem>,
 }
@@ -85,6 +91,8 @@ impl Plumber {
                 vec![("inet", host_policy::table(&config))],
             ),
             host_script: host_policy::script(&config, &HostPolicy::default()),
+            nat: Installation::new("install published ports", vec![("inet", ports::table::table(&config))]),
+            ports: Ports::open(&config.state_dir)?,
             kernel: Kernel::open()?,
             sysctl: Sysctl::open(&config.state_dir)?,
             journal: Journal::open(&config.state_dir)?,
@@ -147,6 +155,7 @@ impl Plumber {
             }
         }
         self.reconcile_veths(&links, &mut outcome).await;
+        self.reconcile_loopback(&links, &attachments, &mut outcome).await;
         match links.iter().find(|link| link.name == self.config.interface) {
             Some(tun) => {
                 self.reconcile_tun(tun, &mut outcome).await;
@@ -224,6 +233,7 @@ impl Plumber {
                 }
             }
         }
+        self.reconcile_ports(look, outcome);
         let script = nft::script(&self.config, &self.learned, attachments);
         match self.guard.ensure(&script, look) {
             Ok(false) => {}
@@ -594,6 +604,7 @@ impl Plumber {
         errors.extend(self.remove_addresses().await);
         errors.extend(self.silence_veths().await);
         errors.extend(self.sysctl.restore());
+        errors.extend(self.nat.remove().err());
         errors.extend(self.guard.remove().err());
         errors.extend(self.host_policy.remove().err());
         for problem in outcome.problems {

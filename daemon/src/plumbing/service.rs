@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use overlay_control::api::{AddressBook, AddressHold, EndpointRequest, HeldAddress, Problem};
-use overlay_dataplane::HostPolicy;
-use tokio::sync::{mpsc, oneshot};
+use overlay_control::api::{
+    AddressBook, AddressHold, EndpointRequest, HeldAddress, PortSelector, Problem, PublishRequest, PublishedPort,
+};
+use overlay_dataplane::{HostPolicy, Published};
+use tokio::sync::{mpsc, oneshot, watch as watched};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::lease::Lease;
@@ -48,6 +50,9 @@ enum Command {
     Hold(AddressHold, Reply<Result<HeldAddress, PlumbingError>>),
     Release(IpAddr, String, Reply<Result<bool, PlumbingError>>),
     Addresses(Reply<AddressBook>),
+    Publish(PublishRequest, Reply<Result<(PublishedPort, bool), PlumbingError>>),
+    Unpublish(PortSelector, Reply<Result<Vec<PublishedPort>, PlumbingError>>),
+    Published(Reply<Vec<PublishedPort>>),
     KernelTunnels(Reply<Result<BTreeMap<String, String>, PlumbingError>>),
     Stop(Reply<Result<(), TeardownErrors>>),
 }
@@ -57,6 +62,13 @@ enum Command {
 pub struct PlumbingHandle {
     commands: mpsc::Sender<Command>,
     problems: Arc<Mutex<Vec<Problem>>>,
+    openings: watched::Receiver<Published>,
+}
+
+/// What the thread tells to those who hold a handle.
+struct Told {
+    problems: Arc<Mutex<Vec<Problem>>>,
+    openings: watched::Sender<Published>,
 }
 
 /// Starts the plumbing thread in this thread's network namespace and reconciles once, with this policy between containers
@@ -71,18 +83,19 @@ pub async fn start(
     let (commands, inbox) = mpsc::channel(QUEUE);
     let (ready, opened) = oneshot::channel();
     let problems = Arc::new(Mutex::new(Vec::new()));
-    let shared = Arc::clone(&problems);
+    let (tell, openings) = watched::channel(Published::default());
+    let told = Told { problems: Arc::clone(&problems), openings: tell };
     let body = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         match runtime {
-            Ok(runtime) => runtime.block_on(serve(config, &policy, inbox, ready, &shared)),
+            Ok(runtime) => runtime.block_on(serve(config, &policy, inbox, ready, &told)),
             Err(error) => drop(ready.send(Err(PlumbingError::NetlinkSocket(error)))),
         }
     };
     let thread =
         std::thread::Builder::new().name("plumbing".into()).spawn(body).map_err(PlumbingError::NetlinkSocket)?;
     let first = opened.await.map_err(|_| PlumbingError::Stopped)??;
-    Ok((PlumbingHandle { commands, problems }, first, thread))
+    Ok((PlumbingHandle { commands, problems, openings }, first, thread))
 }
 
 impl PlumbingHandle {
@@ -194,6 +207,36 @@ impl PlumbingHandle {
         self.call(Command::List).await
     }
 
+    /// See [`Plumber::publish`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn publish(&self, request: PublishRequest) -> Result<(PublishedPort, bool), PlumbingError> {
+        self.call(|reply| Command::Publish(request, reply)).await?
+    }
+
+    /// See [`Plumber::unpublish`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn unpublish(&self, selector: PortSelector) -> Result<Vec<PublishedPort>, PlumbingError> {
+        self.call(|reply| Command::Unpublish(selector, reply)).await?
+    }
+
+    /// Every published port.
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn published(&self) -> Result<Vec<PublishedPort>, PlumbingError> {
+        self.call(Command::Published).await
+    }
+
+    /// What the packet path must know of published ports; told anew when it changes.
+    #[must_use]
+    pub fn openings(&self) -> watched::Receiver<Published> {
+        self.openings.clone()
+    }
+
     /// Kernel tunnel devices that are up, with their kinds.
     ///
     /// # Errors
@@ -228,7 +271,7 @@ async fn serve(
     policy: &HostPolicy,
     mut inbox: mpsc::Receiver<Command>,
     ready: Reply<Result<Reconciled, PlumbingError>>,
-    problems: &Mutex<Vec<Problem>>,
+    told: &Told,
 ) {
     // One slot per kind of change is enough: a waiting change says everything that a second one would.
     let (changes, mut changed) = mpsc::channel(4);
@@ -237,7 +280,7 @@ async fn serve(
         Err(error) => return drop(ready.send(Err(error))),
     };
     plumber.set_host_policy(policy);
-    let first = look(&mut plumber, Scope::Everything, problems).await;
+    let first = look(&mut plumber, Scope::Everything, told).await;
     if ready.send(Ok(first)).is_err() {
         return;
     }
@@ -255,7 +298,7 @@ async fn serve(
                     drop(reply.send(plumber.remove_all().await));
                     return;
                 }
-                Some(command) => obey(&mut plumber, command, problems).await,
+                Some(command) => obey(&mut plumber, command, told).await,
             },
             Some(change) = changed.recv() => {
                 let scope = if change == Change::Nft { Scope::Everything } else { Scope::Routing };
@@ -267,36 +310,41 @@ async fn serve(
             }
             () = sleep_until(due), if pending.is_some() => {
                 let scope = pending.take().map_or(Scope::Everything, |(_, scope)| scope);
-                look(&mut plumber, scope, problems).await;
+                look(&mut plumber, scope, told).await;
                 last = Instant::now();
             }
             _ = full.tick() => {
                 pending = None;
-                look(&mut plumber, Scope::Everything, problems).await;
+                look(&mut plumber, Scope::Everything, told).await;
                 last = Instant::now();
             }
         }
     }
 }
 
-async fn obey(plumber: &mut Plumber, command: Command, problems: &Mutex<Vec<Problem>>) {
+async fn obey(plumber: &mut Plumber, command: Command, told: &Told) {
     // A caller that stopped waiting is no error here: the work is done and journalled.
     match command {
         Command::SetRoutes(learned) => {
             plumber.set_routes(learned);
-            look(plumber, Scope::Routing, problems).await;
+            look(plumber, Scope::Routing, told).await;
         }
         Command::SetHostPolicy(policy) => {
             plumber.set_host_policy(&policy);
-            look(plumber, Scope::Routing, problems).await;
+            look(plumber, Scope::Routing, told).await;
         }
         Command::TryHostPolicy(policy, reply) => drop(reply.send(plumber.try_host_policy(&policy))),
         Command::Settled(reply) => drop(reply.send(())),
-        Command::Reconcile(reply) => drop(reply.send(look(plumber, Scope::Everything, problems).await)),
+        Command::Reconcile(reply) => drop(reply.send(look(plumber, Scope::Everything, told).await)),
         Command::Prepare(request, reply) => drop(reply.send(plumber.prepare(&request).await)),
         Command::Commit(lease, reply) => drop(reply.send(plumber.commit(lease))),
         Command::Abort(lease, reply) => drop(reply.send(plumber.abort(lease).await)),
         Command::Remove(name, reply) => drop(reply.send(plumber.remove(&name).await)),
+        Command::Publish(request, reply) => drop(reply.send(tell(plumber.publish(&request).await, plumber, told))),
+        Command::Unpublish(selector, reply) => {
+            drop(reply.send(tell(plumber.unpublish(&selector).await, plumber, told)))
+        }
+        Command::Published(reply) => drop(reply.send(plumber.published())),
         Command::KernelTunnels(reply) => drop(reply.send(plumber.kernel_tunnels().await)),
         Command::List(reply) => drop(reply.send(plumber.endpoints())),
         Command::Hold(wanted, reply) => drop(reply.send(plumber.hold(&wanted))),
@@ -304,18 +352,35 @@ async fn obey(plumber: &mut Plumber, command: Command, problems: &Mutex<Vec<Prob
         Command::Addresses(reply) => drop(reply.send(plumber.address_book())),
         Command::Stop(_) => {}
     }
+    tell_openings(plumber, told);
 }
 
-async fn look(plumber: &mut Plumber, scope: Scope, problems: &Mutex<Vec<Problem>>) -> Reconciled {
+/// Tells the packet path which ports are published, before the caller hears the outcome.
+fn tell<T>(outcome: T, plumber: &Plumber, told: &Told) -> T {
+    tell_openings(plumber, told);
+    outcome
+}
+
+fn tell_openings(plumber: &Plumber, told: &Told) {
+    let openings = plumber.openings();
+    told.openings.send_if_modified(|known| {
+        let changed = *known != openings;
+        *known = openings;
+        changed
+    });
+}
+
+async fn look(plumber: &mut Plumber, scope: Scope, told: &Told) -> Reconciled {
     let outcome = plumber.reconcile(scope).await;
     if !outcome.changes.is_empty() {
         tracing::info!(changes = outcome.changes.join("; "), "host plumbing brought up to date");
     }
-    let mut known = problems.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = told.problems.lock().unwrap_or_else(PoisonError::into_inner);
     for problem in outcome.problems.iter().filter(|problem| !known.contains(problem)) {
         tracing::warn!(code = %problem.code, what = %problem.what, next = %problem.next, "host plumbing problem");
     }
     known.clone_from(&outcome.problems);
     drop(known);
+    tell_openings(plumber, told);
     outcome
 }

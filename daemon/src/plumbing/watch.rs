@@ -15,7 +15,7 @@ use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use tokio::sync::mpsc;
 
-use super::{PlumbingConfig, PlumbingError, Tables, host_policy};
+use super::{PlumbingConfig, PlumbingError, Tables, host_policy, ports};
 
 /// Multicast group of nf_tables changes (`NFNLGRP_NFTABLES`).
 const NFNLGRP_NFTABLES: u32 = 7;
@@ -35,7 +35,8 @@ pub(super) enum Change {
 /// Starts watching; must run inside a tokio runtime. A full channel is fine: a change is pending already.
 pub(super) fn start(config: &PlumbingConfig, changes: mpsc::Sender<Change>) -> Result<(), PlumbingError> {
     watch_routing(config.tables, changes.clone()).map_err(PlumbingError::NetlinkSocket)?;
-    watch_nft([config.nft_table.clone(), host_policy::table(config)], changes).map_err(PlumbingError::NetlinkSocket)
+    let tables = [config.nft_table.clone(), host_policy::table(config), ports::table::table(config)];
+    watch_nft(tables, changes).map_err(PlumbingError::NetlinkSocket)
 }
 
 fn watch_routing(tables: Tables, changes: mpsc::Sender<Change>) -> io::Result<()> {
@@ -120,7 +121,7 @@ fn rule_table(rule: &RuleMessage) -> u32 {
     attribute.unwrap_or(u32::from(rule.header.table))
 }
 
-fn watch_nft(tables: [String; 2], changes: mpsc::Sender<Change>) -> io::Result<()> {
+fn watch_nft(tables: [String; 3], changes: mpsc::Sender<Change>) -> io::Result<()> {
     let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
     socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
     socket.socket_mut().add_membership(NFNLGRP_NFTABLES)?;

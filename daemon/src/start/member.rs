@@ -87,13 +87,13 @@ fn wireguard_keys(config: &Config) -> Result<Keys, ApiError> {
 }
 
 /// The MTU of the TUN: what the file says, else the smallest underlay MTU on the way to a member, less 80, as far as IPv6
-/// allows.
-fn tun_mtu(config: &Config) -> Mtu {
+/// allows. Members by certificate are where they were `seen` last.
+fn tun_mtu(config: &Config, seen: impl Iterator<Item = SocketAddr>) -> Mtu {
     if let Some(mtu) = config.overlay.mtu {
         return mtu;
     }
     let mark = config.plumbing.mark_socket;
-    let members: Vec<SocketAddr> = config.members.iter().filter_map(|member| member.endpoint).collect();
+    let members: Vec<SocketAddr> = config.members.iter().filter_map(|member| member.endpoint).chain(seen).collect();
     let mtu = |to: &SocketAddr| route_to(*to, mark).ok().map(|route| route.mtu);
     let smallest = members.iter().filter_map(mtu).min().or_else(|| ANYWHERE.iter().filter_map(mtu).min());
     // Without a member to ask for, a route may be the loopback's: then a network card's usual MTU is the guess.
@@ -139,7 +139,9 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     let keys = wireguard_keys(&config)?;
     let boot_epoch = state::next_boot_epoch(&config.paths.state_dir, unix_ms())?;
     let sockets = open_sockets(&config)?;
-    let mtu = tun_mtu(&config);
+    let kept = process.store.kept();
+    let seen = kept.iter().flat_map(|kept| &kept.peers).filter_map(|peer| peer.endpoints.first().copied());
+    let mtu = tun_mtu(&config, seen);
     let device = DeviceConfig { name: config.overlay.interface.clone(), offload: config.overlay.offload, mtu };
     if crate::device::has_carrier(&device.name) {
         return Err(device_error(DeviceError::Busy { name: device.name }));
@@ -147,7 +149,8 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     let queue = Queue::open(&device, QueueIndex(0)).map_err(device_error)?;
     let offload = queue.offload();
 
-    let policy = PolicyState::restored(process.store.kept().map(|kept| kept.cluster_policy).unwrap_or_default(), start);
+    let policy =
+        PolicyState::restored(kept.as_ref().map(|kept| kept.cluster_policy.clone()).unwrap_or_default(), start);
     let first_policy = first_host_policy(&config, policy.rules.as_deref().unwrap_or(&config.policy));
     let (plumbing, first, plumbing_thread) =
         plumbing::start(plumbing_config(&config, mtu), first_policy).await.map_err(|error| plumbing_error(&error))?;
@@ -168,7 +171,7 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     let (change, changes) = mpsc::channel(64);
     let (leave, left) = watch::channel(false);
     let (work, works) = mpsc::channel(WORK_QUEUE);
-    let (keeper, kept) = watch::channel(process.store.kept());
+    let (keeper, kept) = watch::channel(kept);
     let shared = Arc::new(Shared {
         snapshot: ArcSwap::from_pointee(Snapshot::default()),
         counters: PathCounters::default(),

@@ -26,6 +26,8 @@ pub enum Grounds {
     ForeignPeer,
     /// The default is `deny`.
     Deny,
+    /// The host's owner published the port, and no rule says otherwise.
+    Published,
 }
 
 impl fmt::Display for Grounds {
@@ -39,6 +41,7 @@ impl fmt::Display for Grounds {
             Self::Stranger => "default members: the source is no member",
             Self::ForeignPeer => "default members: the destination is a foreign peer",
             Self::Deny => "default deny: no rule allows it",
+            Self::Published => "the port is published on this host",
         })
     }
 }

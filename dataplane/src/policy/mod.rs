@@ -9,6 +9,7 @@ mod compile;
 mod default;
 mod host;
 mod matcher;
+mod published;
 mod record;
 mod selector;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use overlay_wire::policy::{Action, DefaultPolicy, PolicySet, Rule, Selector};
 
 pub use default::Grounds;
 pub use host::{HostPolicy, HostRule, HostWay};
+pub use published::{Opening, Published};
 pub use selector::Addresses;
 
 use crate::path::End;
@@ -144,6 +146,7 @@ pub struct CompiledPolicy {
     matcher: Matcher,
     warnings: Vec<Warning>,
     hits: record::Hits,
+    published: Published,
 }
 
 impl CompiledPolicy {
@@ -151,7 +154,13 @@ impl CompiledPolicy {
     #[must_use]
     pub fn compile(set: &PolicySet, hosts: &impl HostResolver) -> Self {
         let (matcher, warnings) = compile::compile(&set.rules, hosts);
-        Self { set: set.clone(), matcher, warnings, hits: record::Hits::new(set.rules.len()) }
+        Self {
+            set: set.clone(),
+            matcher,
+            warnings,
+            hits: record::Hits::new(set.rules.len()),
+            published: Published::default(),
+        }
     }
 
     /// What was accepted and does not do what it seems to.
@@ -187,6 +196,13 @@ impl CompiledPolicy {
         self
     }
 
+    /// The policy with the ports that this host publishes.
+    #[must_use]
+    pub fn with_published(mut self, published: Published) -> Self {
+        self.published = published;
+        self
+    }
+
     /// Writes down that the packet path acted on a decision.
     pub(crate) fn record(&self, tuple: &Tuple, decision: Decision, revision: u64, log: &mut RuleLog) {
         let DecidedBy::Rule(rule) = decision.by else { return };
@@ -205,6 +221,9 @@ impl CompiledPolicy {
             Some(rule) => {
                 let action = self.set.rules.get(rule as usize).map_or(Action::Deny, |rule| rule.action);
                 Decision { action, by: DecidedBy::Rule(rule) }
+            }
+            None if self.published.opens(tuple, from, to) => {
+                Decision { action: Action::Allow, by: DecidedBy::Default(Grounds::Published) }
             }
             None => {
                 let (action, grounds) = default::decide(self.set.default, tuple.protocol, from, to);

@@ -139,7 +139,7 @@ pub fn issuer(bytes: &[u8]) {
                 };
                 assert!(!damaged, "a damaged JOIN is answered");
                 assert!(answer.len() <= MAX_SENT_BYTES);
-                joiner.handle_datagram(&answer);
+                joiner.handle_datagram(endpoints[0], &answer);
                 let told = joiner.poll_event();
                 assert!(matches!(told, Some(JoinEvent::Admitted(_) | JoinEvent::Refused(_))), "{told:?}");
             }

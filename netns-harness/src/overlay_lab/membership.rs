@@ -113,7 +113,6 @@ fn write(report: &mut Report, path: &Path) -> Result<()> {
 }
 
 /// What is missing in a result that is to be complete: each row whole, held, and from a named commit.
-#[cfg_attr(not(test), expect(dead_code, reason = "the check of records uses it once every row is on record"))]
 pub(crate) fn gaps(result: &serde_json::Value) -> Vec<String> {
     let empty = Vec::new();
     let rows = result["rows"].as_array().unwrap_or(&empty);

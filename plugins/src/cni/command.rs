@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use overlay_control::api::{EndpointLease, EndpointRequest, EndpointState, link_alias};
+use overlay_control::api::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState, link_alias};
 use overlay_control::{Code, ControlError};
 use serde_json::{Value, json};
 
@@ -57,6 +57,7 @@ fn add(config: &NetworkConfig, environment: &Environment) -> Result<Value, CniEr
         return Err(CniError::new(error::CONFIG, "overlay-cni must be the first of a chain", why));
     }
     let mac = config.mac(environment)?;
+    let mappings = config.mappings()?;
     let request = EndpointRequest {
         name: attachment::endpoint(&config.name, container, interface),
         interface: interface.to_owned(),
@@ -67,8 +68,15 @@ fn add(config: &NetworkConfig, environment: &Environment) -> Result<Value, CniEr
     };
     let mut daemon = Daemon::connect(&config.socket()).map_err(|error| down(&error))?;
     let lease = prepare(&mut daemon, &request)?;
-    let configured = configure(&namespace, &lease, mac.as_deref());
-    match configured.and_then(|links| daemon.commit(lease.lease).map(|()| links).map_err(|error| down(&error))) {
+    let configured = configure(&namespace, &lease, mac.as_deref()).and_then(|links| {
+        let owner = attachment::owner(&config.name);
+        for request in mappings.iter().flat_map(|mapping| mapping.requests(&owner, &lease)) {
+            daemon.publish(request).map_err(|error| down(&error))?;
+        }
+        daemon.commit(lease.lease).map_err(|error| down(&error))?;
+        Ok(links)
+    });
+    match configured {
         Ok((host, inside)) => Ok(result::added(config, &lease, netns, &host, &inside)),
         Err(error) => {
             // The daemon removes its end and with it the other; if it cannot be asked, we do, and it notices.
@@ -146,6 +154,7 @@ fn check(config: &NetworkConfig, environment: &Environment) -> Result<(), CniErr
             "it was removed, or the state was lost; DEL and ADD again",
         );
     };
+    check_ports(config, &mut daemon, known)?;
     namespace.check().map_err(|error| CniError::from_api(&error, error::CHANGED))?;
     let Some(inside) = Interface::of(Some(&namespace), interface)? else {
         return changed(format!("{interface} is gone"), "somebody removed it inside the container");
@@ -177,6 +186,22 @@ fn check(config: &NetworkConfig, environment: &Environment) -> Result<(), CniErr
         }
     }
     Ok(())
+}
+
+/// Whether every port that the engine asked for leads to the container still.
+fn check_ports(config: &NetworkConfig, daemon: &mut Daemon, known: &EndpointInfo) -> Result<(), CniError> {
+    let wanted = config.mappings()?;
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let published = daemon.published().map_err(|error| down(&error))?;
+    match wanted.iter().find(|mapping| !mapping.is_among(&published, &known.name)) {
+        None => Ok(()),
+        Some(mapping) => {
+            let what = format!("port {mapping} does not lead to the container");
+            Err(CniError::new(error::CHANGED, what, "somebody took it back; DEL and ADD again"))
+        }
+    }
 }
 
 /// Removes the endpoints of this network that the engine does not list. No list at all means that it knows nothing.

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::environment::{Environment, check_id};
 use super::error::{self, CniError};
+use super::ports::{self, Mapping};
 
 /// The control socket unless the configuration names another.
 const SOCKET: &str = "/run/overlay/overlayd.sock";
@@ -109,6 +110,11 @@ impl NetworkConfig {
             })
         };
         texts.iter().filter(|text| !text.trim().is_empty()).map(parse).collect()
+    }
+
+    /// The ports asked for by capability.
+    pub(super) fn mappings(&self) -> Result<Vec<Mapping>, CniError> {
+        ports::parse(self.runtime("portMappings"))
     }
 
     /// The hardware address asked for by capability or argument, in lower case.

@@ -10,6 +10,7 @@ mod config;
 mod environment;
 mod error;
 mod inspect;
+mod ports;
 mod result;
 
 use std::io::Read;

@@ -9,6 +9,7 @@ pub(crate) mod firewall;
 mod ipam;
 mod message;
 mod network;
+mod ports;
 mod refusal;
 mod server;
 mod settle;

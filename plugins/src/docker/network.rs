@@ -1,8 +1,8 @@
 //! The network driver: networks and endpoints as dockerd tells them, links made by the daemon at Join.
 //!
 //! A container's address stands alone on its link (/32, /128). The gateway of its network is reached on the link by a route of
-//! its own, and the rest of the overlay by the gateway; each Docker network has its own gateway address, so that a container
-//! may be in several.
+//! its own, and all the rest by the gateway; each Docker network has its own gateway address, so that a container may be in
+//! several. An internal network has a gateway too: the host drops what does not stay in the overlay.
 
 use std::net::IpAddr;
 
@@ -29,7 +29,7 @@ const PORTS: &str = "com.docker.network.portmap";
 /// Ports of one container at most.
 const MAX_PORTS: usize = 4096;
 
-fn check_ids(ids: &[&str]) -> Result<(), Refusal> {
+pub(super) fn check_ids(ids: &[&str]) -> Result<(), Refusal> {
     match ids.iter().find(|id| !is_id(id)) {
         None => Ok(()),
         Some(id) => {
@@ -82,7 +82,7 @@ fn options(all: &Map<String, Value>) -> Result<Network, Refusal> {
     Ok(network)
 }
 
-fn ports(options: &Map<String, Value>) -> Result<Option<Vec<PortBinding>>, Refusal> {
+pub(super) fn ports(options: &Map<String, Value>) -> Result<Option<Vec<PortBinding>>, Refusal> {
     let Some(value) = options.get(PORTS).filter(|value| !value.is_null()) else { return Ok(None) };
     let ports: Vec<PortBinding> = serde_json::from_value(value.clone()).map_err(Refusal::unreadable)?;
     if ports.len() > MAX_PORTS {
@@ -178,6 +178,7 @@ impl Driver {
             addresses,
             sandbox: None,
             ports: ports(&call.options)?.unwrap_or_default(),
+            unpublishing: false,
             since: now_unix(),
             leads: false,
             deleted: false,
@@ -217,14 +218,15 @@ impl Driver {
             engine: Some(EngineNetwork { gateways: gateways.clone(), mtu: network.mtu, internal: network.internal }),
         };
         let mut daemon = self.daemon(deadline)?;
-        let overlay = daemon.addresses()?.pool;
+        let book = daemon.addresses()?;
+        let overlay: Vec<Prefix> = if leads { elsewhere(&book.pool, &book.own) } else { Vec::new() };
         let lease = prepare(&mut daemon, &request)?;
         if let Err(error) = daemon.commit(lease.lease) {
             // What cannot be undone now expires by itself.
             let _ = daemon.abort(lease.lease);
             return Err(error.into());
         }
-        let answer = join_answer(&lease, &gateways, if leads { &overlay } else { &[] }, network.internal);
+        let answer = join_answer(&lease, &gateways, &overlay);
         serde_json::to_value(answer).map_err(Refusal::unreadable)
     }
 
@@ -245,21 +247,7 @@ impl Driver {
         Ok(json!({}))
     }
 
-    pub(super) fn publish(&self, call: &EndpointCall, _deadline: Deadline) -> Result<Value, Refusal> {
-        check_ids(&[&call.network, &call.endpoint])?;
-        self.known(call)?;
-        if let Some(ports) = ports(&call.options)? {
-            self.state.lock().endpoints.change(&call.endpoint, |endpoint| endpoint.ports = ports)?;
-        }
-        Ok(json!({}))
-    }
-
-    pub(super) fn unpublish(&self, call: &EndpointCall) -> Result<Value, Refusal> {
-        check_ids(&[&call.network, &call.endpoint])?;
-        Ok(json!({}))
-    }
-
-    fn known(&self, call: &EndpointCall) -> Result<(Endpoint, Network), Refusal> {
+    pub(super) fn known(&self, call: &EndpointCall) -> Result<(Endpoint, Network), Refusal> {
         let state = self.state.lock();
         let endpoint = state.endpoints.get(&call.endpoint).filter(|endpoint| !endpoint.deleted);
         match (endpoint, state.networks.get(&call.network)) {
@@ -280,9 +268,34 @@ fn prepare(daemon: &mut Daemon, request: &EndpointRequest) -> Result<EndpointLea
     }
 }
 
-fn join_answer(lease: &EndpointLease, gateways: &[IpAddr], overlay: &[Prefix], internal: bool) -> JoinAnswer {
+/// The overlay without this host's own prefixes. dockerd refuses a second network whose address a route of the first covers.
+fn elsewhere(pool: &[Prefix], own: &[Prefix]) -> Vec<Prefix> {
+    let mut found = Vec::new();
+    let mut left: Vec<Prefix> = pool.to_vec();
+    while let Some(prefix) = left.pop() {
+        if own.iter().any(|own| own.covers(&prefix)) {
+            continue;
+        }
+        match own.iter().any(|own| prefix.covers(own)).then(|| halves(prefix)).flatten() {
+            Some(halves) => left.extend(halves),
+            None => found.push(prefix),
+        }
+    }
+    found.sort();
+    found
+}
+
+fn halves(prefix: Prefix) -> Option<[Prefix; 2]> {
+    let bits: u8 = if prefix.is_ipv4() { 32 } else { 128 };
+    let rest = bits.checked_sub(prefix.len() + 1)?;
+    let upper = prefix.nth(1u128.checked_shl(u32::from(rest))?)?;
+    let half = |address| Prefix::truncating(address, prefix.len() + 1).ok();
+    Some([half(prefix.addr())?, half(upper)?])
+}
+
+fn join_answer(lease: &EndpointLease, gateways: &[IpAddr], overlay: &[Prefix]) -> JoinAnswer {
     let text = |v6: bool| {
-        let gateway = gateways.iter().find(|gateway| gateway.is_ipv6() == v6 && !internal);
+        let gateway = gateways.iter().find(|gateway| gateway.is_ipv6() == v6);
         gateway.map(ToString::to_string).unwrap_or_default()
     };
     let on_link = gateways.iter().map(|gateway| StaticRoute {
@@ -299,8 +312,7 @@ fn join_answer(lease: &EndpointLease, gateways: &[IpAddr], overlay: &[Prefix], i
         gateway: text(false),
         gateway_v6: text(true),
         static_routes: on_link.chain(by_gateway).collect(),
-        // Without it dockerd would lead an internal network out over a bridge of its own.
-        disable_gateway_service: internal,
+        disable_gateway_service: false,
     }
 }
 
@@ -336,10 +348,10 @@ mod tests {
     }
 
     #[test]
-    fn join_leads_over_the_gateway_and_an_internal_network_has_none() {
+    fn join_leads_over_the_gateway_and_to_other_hosts_whatever_the_default_route() {
         let gateways: Vec<IpAddr> = vec!["10.42.1.4".parse().unwrap(), "fd42::4".parse().unwrap()];
         let overlay: Vec<Prefix> = vec!["10.42.0.0/16".parse().unwrap(), "fd42::/48".parse().unwrap()];
-        let answer = serde_json::to_value(join_answer(&lease(), &gateways, &overlay, false)).unwrap();
+        let answer = serde_json::to_value(join_answer(&lease(), &gateways, &overlay)).unwrap();
         assert_eq!(
             answer,
             json!({
@@ -353,9 +365,18 @@ mod tests {
                 ],
             })
         );
-        let internal = join_answer(&lease(), &gateways[..1], &overlay, true);
-        assert_eq!((internal.gateway.as_str(), internal.disable_gateway_service), ("", true));
-        assert_eq!(internal.static_routes.len(), 2, "the overlay is reached all the same, in the family there is");
+        let one_family = join_answer(&lease(), &gateways[..1], &overlay);
+        assert_eq!((one_family.gateway_v6.as_str(), one_family.static_routes.len()), ("", 2));
+    }
+
+    #[test]
+    fn routes_to_other_hosts_spare_the_own_prefix_and_nothing_else() {
+        let prefixes = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<Prefix>>();
+        let found = elsewhere(&prefixes(&["10.42.0.0/22", "fd42::/62"]), &prefixes(&["10.42.1.0/24", "fd42:0:0:1::/64"]));
+        assert_eq!(found, prefixes(&["10.42.0.0/24", "10.42.2.0/23", "fd42::/64", "fd42:0:0:2::/63"]));
+        assert_eq!(elsewhere(&prefixes(&["10.42.0.0/16"]), &[]), prefixes(&["10.42.0.0/16"]));
+        assert!(elsewhere(&prefixes(&["10.42.0.0/16"]), &prefixes(&["10.42.0.0/16"])).is_empty());
+        assert_eq!(elsewhere(&prefixes(&["10.42.0.0/16", "fd42::/48"]), &prefixes(&["10.42.1.0/24", "fd42:0:0:1::/64"])).len(), 24);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use overlay_control::api::AddressHold;
 use super::dockerd::Dockerd;
 use super::driver::{Deadline, Driver, OWNER, endpoint_name};
 use super::ipam::owner;
+use super::ports;
 use super::refusal::Refusal;
 use super::state::{Given, now_unix};
 use crate::daemon::Daemon;
@@ -52,16 +53,21 @@ impl Driver {
 
     fn settle(&self, deadline: Deadline) -> Result<(), Refusal> {
         let Some(_alone) = self.settle_alone(deadline) else { return Ok(()) };
-        let (deleted, pools): (Vec<String>, Vec<String>) = {
+        let (unpublishing, deleted, pools): (Vec<String>, Vec<String>, Vec<String>) = {
             let state = self.state.lock();
+            let unpublishing = state.endpoints.iter().filter(|(_, endpoint)| endpoint.unpublishing);
             let deleted = state.endpoints.iter().filter(|(_, endpoint)| endpoint.deleted).map(|(id, _)| id.clone());
             let pools = state.pools.iter().filter(|(_, pool)| pool.released || !pool.releasing.is_empty());
-            (deleted.collect(), pools.map(|(id, _)| id.clone()).collect())
+            (unpublishing.map(|(id, _)| id.clone()).collect(), deleted.collect(), pools.map(|(id, _)| id.clone()).collect())
         };
-        if deleted.is_empty() && pools.is_empty() {
+        if unpublishing.is_empty() && deleted.is_empty() && pools.is_empty() {
             return Ok(());
         }
         let mut daemon = self.daemon(deadline)?;
+        for id in unpublishing {
+            daemon.unpublish(&ports::owner(&id))?;
+            self.state.lock().endpoints.change(&id, |endpoint| endpoint.unpublishing = false)?;
+        }
         // Links first: an address is free when nobody has it.
         for id in deleted {
             daemon.remove(&endpoint_name(&id))?;

@@ -97,6 +97,9 @@ pub(super) struct Endpoint {
     /// Ports to publish.
     #[serde(default)]
     pub(super) ports: Vec<PortBinding>,
+    /// Whether its ports are to be taken back, and the daemon has not heard of it yet.
+    #[serde(default)]
+    pub(super) unpublishing: bool,
     /// When it was made, seconds since 1970.
     pub(super) since: u64,
     /// Whether the routes to the overlay lead over this endpoint's link, and not over another of the same container.
@@ -137,7 +140,7 @@ impl State {
 
     /// Whether the daemon has still to be told something.
     pub(super) fn is_pending(&self) -> bool {
-        self.endpoints.iter().any(|(_, endpoint)| endpoint.deleted)
+        self.endpoints.iter().any(|(_, endpoint)| endpoint.deleted || endpoint.unpublishing)
             || self.pools.iter().any(|(_, pool)| pool.released || !pool.releasing.is_empty())
     }
 }

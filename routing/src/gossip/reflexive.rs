@@ -136,6 +136,13 @@ impl Gossip {
         self.reflexive.is_behind_nat()
     }
 
+    /// Addresses at which members see this host and which are not its own, as far as they are believed: at most one per
+    /// family.
+    #[must_use]
+    pub fn outside_endpoints(&self) -> &[SocketAddr] {
+        self.reflexive.endpoints()
+    }
+
     /// Remembers under which address a member sees us.
     pub(super) fn note_observed(&mut self, host: HostId, observed: Option<SocketAddr>, now: Instant) {
         let (Some(address), Some(peer)) = (observed, self.peers.get_mut(&host)) else { return };

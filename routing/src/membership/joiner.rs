@@ -1,6 +1,7 @@
 //! The joiner: asks an issuer until it is answered, and believes only the authority its token names.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use overlay_wire::HostId;
@@ -119,8 +120,9 @@ impl Joiner {
         Ok(joiner)
     }
 
-    /// Takes a datagram; whatever is not the issuer's answer is ignored.
-    pub fn handle_datagram(&mut self, bytes: &[u8]) {
+    /// Takes a datagram; whatever is not the issuer's answer is ignored. Where it came `from` is the first of the addresses at
+    /// which the admission names the issuer: an issuer behind a NAT does not know that one.
+    pub fn handle_datagram(&mut self, from: SocketAddr, bytes: &[u8]) {
         if self.next.is_none() {
             return;
         }
@@ -132,7 +134,11 @@ impl Joiner {
         let Some(content) = (Sealed { header, nonce, ciphertext }).open(&key) else { return };
         let event = match JoinAnswer::decode(&content) {
             Ok(JoinAnswer::Refused(refusal)) => JoinEvent::Refused(refusal),
-            Ok(JoinAnswer::Admitted(admission)) if self.is_believable(&admission) => JoinEvent::Admitted(admission),
+            Ok(JoinAnswer::Admitted(mut admission)) if self.is_believable(&admission) => {
+                admission.endpoints.retain(|endpoint| *endpoint != from);
+                admission.endpoints.insert(0, from);
+                JoinEvent::Admitted(admission)
+            }
             _ => return,
         };
         self.next = None;

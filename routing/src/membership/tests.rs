@@ -56,6 +56,11 @@ fn endpoints() -> Vec<SocketAddr> {
     vec!["192.0.2.1:51821".parse().expect("address")]
 }
 
+/// Where an issuer's answers come from: a NAT stands in front.
+fn outside() -> SocketAddr {
+    "203.0.113.7:51821".parse().expect("address")
+}
+
 /// An issuer on host 200, with that host's certificate.
 struct Bench {
     issuer: Issuer,
@@ -125,7 +130,7 @@ fn refusal(decision: &JoinDecision) -> Option<JoinRefusal> {
 }
 
 fn admitted(joiner: &mut Joiner, answer: &[u8]) -> SignedCertificate {
-    joiner.handle_datagram(answer);
+    joiner.handle_datagram(outside(), answer);
     match joiner.poll_event() {
         Some(JoinEvent::Admitted(admission)) => admission.certificate,
         other => panic!("not admitted: {other:?}"),
@@ -142,8 +147,9 @@ fn joiner_gets_subnets_labels_and_the_settings_of_the_cluster() {
     let decision = bench.ask(&datagram, NOW);
     let answer = bench.settle(decision);
     assert!(answer.len() <= datagram.len(), "an answer is never longer than the request");
-    joiner.handle_datagram(&answer);
+    joiner.handle_datagram(outside(), &answer);
     let Some(JoinEvent::Admitted(admission)) = joiner.poll_event() else { panic!("not admitted") };
+    assert_eq!(admission.endpoints, [vec![outside()], endpoints()].concat(), "where it answered, then where it says");
     let said = &admission.certificate.certificate;
     assert_eq!((said.name.as_str(), &said.identity), ("h1", key(1).public().as_bytes()));
     assert_eq!(said.labels.get("role").map(String::as_str), Some("web"));
@@ -204,7 +210,7 @@ fn change_that_was_not_stored_did_not_happen() {
     let JoinDecision::Admit { pending, if_not_stored, .. } = bench.ask(&datagram, NOW) else { panic!("admitted") };
     drop(pending);
     assert_eq!(*before, *bench.issuer.state_bytes());
-    first.handle_datagram(&if_not_stored);
+    first.handle_datagram(outside(), &if_not_stored);
     assert_eq!(first.poll_event(), Some(JoinEvent::Refused(JoinRefusal::Unavailable)));
     // The use and the only subnet are still there.
     let (_, datagram) = joiner(&token, 2, "h2");
@@ -218,7 +224,7 @@ fn each_refusal_has_its_code_and_reaches_the_joiner() {
         let (mut joiner, datagram) = joiner(token, n, name);
         let decision = bench.ask(&datagram, at);
         if let JoinDecision::Answer { datagram, .. } = &decision {
-            joiner.handle_datagram(datagram);
+            joiner.handle_datagram(outside(), datagram);
             let told = match joiner.poll_event() {
                 Some(JoinEvent::Refused(refusal)) => Some(refusal),
                 _ => None,
@@ -337,7 +343,7 @@ fn joiner_believes_only_the_authority_in_its_token() {
     for bit in 0..answer.len() * 8 {
         let mut bytes = answer.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        victim.handle_datagram(&bytes);
+        victim.handle_datagram(outside(), &bytes);
         assert_eq!(victim.poll_event(), None, "bit {bit}");
     }
     admitted(&mut victim, &answer);

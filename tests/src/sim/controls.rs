@@ -24,6 +24,17 @@ fn claim_without_a_grant_breaks_s1() {
 }
 
 #[test]
+fn prefix_of_a_revoked_host_breaks_s1() {
+    let mut world = world(5);
+    world.run_for(Duration::from_secs(2)).expect("nothing wrong yet");
+    world.referee.assume_known_as_revoked(cast::identity(3).host_id());
+    world.apply(Fault::Announce(3, vec![1])).expect("its own claim is not looked at");
+    let violation = world.run_for(Duration::from_secs(2)).expect_err("the others use its claim");
+    assert_eq!(violation.invariant, "S1");
+    assert!(violation.what.contains("revoked"), "{violation}");
+}
+
+#[test]
 fn record_that_its_owner_did_not_publish_breaks_s2() {
     let mut world = world(5);
     world.run_for(Duration::from_secs(2)).expect("nothing wrong yet");

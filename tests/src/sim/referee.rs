@@ -71,6 +71,8 @@ pub struct Referee {
     published: BTreeMap<RecordKey, u64>,
     /// Hosts that the authority took out: nobody has to reach them, and they know nobody.
     revoked: BTreeSet<usize>,
+    /// Hosts that count as known to be revoked at every host, whatever it knows.
+    out: BTreeSet<HostId>,
     /// Since when `.0` holds `.1` for dead.
     down: BTreeMap<(usize, usize), Duration>,
     /// When the path of two hosts was last mended.
@@ -101,6 +103,7 @@ impl Referee {
             versions: vec![BTreeMap::new(); nodes],
             published: BTreeMap::new(),
             revoked: BTreeSet::new(),
+            out: BTreeSet::new(),
             down: BTreeMap::new(),
             mended: BTreeMap::new(),
             all_mended: None,
@@ -148,6 +151,11 @@ impl Referee {
     #[cfg(test)]
     pub(crate) fn forget_grants(&mut self, host: HostId) {
         self.grants.remove(&host);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn assume_known_as_revoked(&mut self, host: HostId) {
+        self.out.insert(host);
     }
 
     #[cfg(test)]
@@ -205,7 +213,7 @@ impl Referee {
         for claim in rib.best() {
             let Owner::Member(owner) = claim.owner else { continue };
             let permitted = self.grants.get(&owner).is_some_and(|all| all.iter().any(|g| g.permits(&claim.prefix)));
-            if engine.revoked().contains(&owner) {
+            if engine.revoked().contains(&owner) || self.out.contains(&owner) {
                 return Err(("S1", format!("h{} gives {} to {owner:?}, which is revoked", at + 1, claim.prefix)));
             }
             if !permitted {

@@ -6,9 +6,9 @@ mod engine;
 mod podman;
 
 use engine::{Cni, Reply};
-use overlay_control::api::{EndpointInfo, Request, Response};
+use overlay_control::api::{EndpointInfo, NatRequest, Request, Response};
 use overlay_netns_harness::{HostSpec, netns, ping, wait_for};
-use overlay_tests::{Overlay, SharedLab};
+use overlay_tests::{Conversation, Echo, Overlay, SharedLab};
 use serde_json::{Value, json};
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
@@ -94,6 +94,53 @@ fn wanted_address_and_hardware_address_are_given_or_refused_with_the_reason() {
     }
     assert_eq!(endpoints(&overlay, "h1").len(), 1, "a refused one leaves nothing");
     cni.call("DEL", &[]).ok();
+}
+
+#[test]
+fn mapped_ports_come_and_go_with_the_container() {
+    let Some(overlay) = overlay() else { return };
+    let _logs = overlay.lab.logs_on_failure();
+    let ports = || match overlay.ask("h1", Request::Nat(NatRequest::List)).unwrap() {
+        Response::PublishedPorts(ports) => ports,
+        other => panic!("{}", other.name()),
+    };
+    let view = overlay.lab.add_namespace("mapped").unwrap();
+    let cni = Cni::new(&overlay.lab, "h1", "1.0.0", "mapped", &view);
+    let mappings = |port: u16| {
+        json!({ "portMappings": [
+        { "HostPort": port, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "" },
+        { "HostPort": 7312, "ContainerPort": 53, "Protocol": "udp", "HostIP": "127.0.0.1" },
+    ] })
+    };
+    let with_ports = ("runtimeConfig", mappings(7311));
+    let result = cni.call("ADD", std::slice::from_ref(&with_ports)).ok();
+    let shown: Vec<String> = ports().iter().map(ToString::to_string).collect();
+    let (v4, v6) = (address(&result, 0), address(&result, 1));
+    let wanted = [
+        format!("0.0.0.0:7311/tcp to {v4}:80"),
+        format!("[::]:7311/tcp to [{v6}]:80"),
+        format!("127.0.0.1:7312/udp to {v4}:53"),
+    ];
+    assert_eq!(shown, wanted);
+    let card = overlay.lab.host("h1").unwrap().underlay_v4();
+    let echo = Echo::start(view.namespace(), format!("{v4}:80").parse().unwrap()).unwrap();
+    let open = |port: u16| {
+        let mut talk = Conversation::open(overlay.lab.switch().namespace(), (card, port).into(), LIMIT)?;
+        talk.exchange(LIMIT)
+    };
+    open(7311).unwrap();
+    let checked = [("prevResult", result.clone()), with_ports];
+    cni.call("CHECK", &checked).ok();
+    // A second container that wants one of them gets nothing, and leaves nothing.
+    let other = overlay.lab.add_namespace("mapped2").unwrap();
+    let second = Cni::new(&overlay.lab, "h1", "1.0.0", "mapped2", &other);
+    assert!(second.call("ADD", &[("runtimeConfig", mappings(7313))]).refused(100).contains("7312"));
+    assert_eq!((ports().len(), endpoints(&overlay, "h1").len()), (3, 1));
+    overlay.lab.ctl_ok("h1", &["nat", "unpublish", "7312", "--owner", "cni/overlay"]).unwrap();
+    assert!(cni.call("CHECK", &checked).refused(101).contains("7312"));
+    drop(echo);
+    cni.call("DEL", &[("prevResult", result)]).ok();
+    assert!(ports().is_empty() && open(7311).is_err());
 }
 
 #[test]

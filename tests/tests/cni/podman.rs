@@ -121,6 +121,21 @@ fn podman_containers_on_two_hosts_reach_each_other_and_leave_nothing() {
     let refused = one.output(&format!("run --rm {CONTAINER} --ip 10.42.1.80 box sleep 1"));
     let errors = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && errors.contains("10.42.1.80"), "{errors}");
+    // A published port, by podman's own option; from the other host, and from the host itself.
+    one.start("public", "-p 7301:80 -p 127.0.0.1:7302:80", "httpd -f -p 80 -h /");
+    let card = overlay.lab.host("h1").unwrap().underlay_v4().to_string();
+    let fetch = |host: &str, address: &str, port: &str| {
+        let get = format!("printf 'GET /page HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 5 {address} {port}");
+        overlay_netns_harness::run_in(overlay.lab.host(host).unwrap().view(), &["sh", "-c", &get]).unwrap_or_default()
+    };
+    assert!(fetch("h2", &card, "7301").ends_with("the page"));
+    assert!(fetch("h1", "127.0.0.1", "7302").ends_with("the page"));
+    assert_eq!(fetch("h2", &card, "7302"), "");
+    let refused = one.output(&format!("run --rm {CONTAINER} -p 7301:80 box sleep 1"));
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && errors.contains("7301"), "{errors}");
+    one.run("rm --force --time 0 public");
+    assert_eq!(fetch("h2", &card, "7301"), "", "the port ended with its container");
     // A daemon that is not there stops a start in time, and not an end.
     overlay.lab.kill_daemon("h1").unwrap();
     let refused = one.output(&format!("run --rm {CONTAINER} box sleep 1"));

@@ -10,6 +10,7 @@ use super::envelope::{Content, Envelope, IntroduceAckContent, IntroduceContent, 
 use super::message::{DIGEST_BUCKETS, MAX_VERSION_ENTRIES, Message, PlainStatus, RouteVerdict, VersionEntry};
 use super::record::{MAX_BODY_BYTES, Record, RecordKey, RecordKind};
 use super::{DecodeError, body};
+use crate::membership::tests::certificate;
 use crate::{Encapsulation, HostId, Mtu, Prefix};
 
 fn socket_addr() -> impl Strategy<Value = SocketAddr> {
@@ -80,6 +81,8 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|version| Message::VerdictRequest { version }),
         any::<u64>().prop_map(|nonce| Message::ClockRequest { nonce }),
         any::<u64>().prop_map(|nonce| Message::CertificateRequest { nonce }),
+        (any::<u64>(), certificate())
+            .prop_map(|(nonce, certificate)| Message::Certificate { nonce, certificate: Box::new(certificate) }),
         (any::<u64>(), any::<u64>()).prop_map(|(nonce, unix_ms)| Message::Clock { nonce, unix_ms }),
         any::<u64>().prop_map(|nonce| Message::PathProbe { nonce }),
         (any::<u64>(), proptest::option::of(socket_addr()))
@@ -133,7 +136,7 @@ proptest! {
     }
 
     #[test]
-    fn decoded_garbage_encodes_to_the_same_bytes(mut bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 1u8..17) {
+    fn decoded_garbage_encodes_to_the_same_bytes(mut bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 1u8..=18) {
         if let Some(first) = bytes.first_mut() {
             *first = kind;
         }

@@ -9,7 +9,7 @@ pub mod join;
 pub mod policy;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use authority::{AuthorityBody, REVOKED_PER_RECORD, authority_shard};
 pub use certificate::{CaId, Certificate, Labels, Rights, Serial, SignedCertificate};

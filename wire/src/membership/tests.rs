@@ -30,7 +30,7 @@ fn grant() -> impl Strategy<Value = Grant> {
     })
 }
 
-fn certificate() -> impl Strategy<Value = SignedCertificate> {
+pub(crate) fn certificate() -> impl Strategy<Value = SignedCertificate> {
     let ids = (any::<[u8; 16]>(), any::<[u8; 32]>(), "[!-~]{1,63}", any::<u64>(), any::<u64>());
     let content = (
         proptest::collection::btree_set(grant(), 0..=4),

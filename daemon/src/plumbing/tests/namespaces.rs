@@ -178,6 +178,7 @@ fn reconcile_installs_everything_once_and_removal_leaves_nothing() {
             "fd42::/48 dev overlay0 table 1002",
             "table inet overlay {",
             "table inet overlay-host {",
+            "table inet overlay-nat {",
         ] {
             assert!(installed.contains(expected), "{expected} is missing in {installed}");
         }
@@ -188,6 +189,7 @@ fn reconcile_installs_everything_once_and_removal_leaves_nothing() {
         let third = adopted.reconcile(Scope::Everything).await;
         let installed_again = [
             "installed the policy between containers and this host in overlay-host",
+            "installed published ports in overlay-nat",
             "installed the nft tables overlay",
         ];
         assert_eq!(third.changes, installed_again);
@@ -228,6 +230,8 @@ fn every_kind_of_damage_is_repaired_and_foreign_state_is_left_alone() {
             "nft delete table inet overlay-host",
             "nft flush chain inet overlay-host container_to_host",
             "nft insert rule inet overlay-host input accept",
+            "nft delete table inet overlay-nat",
+            "nft flush chain inet overlay-nat prerouting",
             "nft flush ruleset; nft add table inet theirs",
             "echo 0 > /proc/sys/net/ipv4/ip_forward",
         ] {
@@ -258,7 +262,7 @@ fn flushed_nft_table_is_back_within_seconds() {
         assert_eq!(first.problems, []);
         sh("nft flush ruleset");
         let deadline = Instant::now() + Duration::from_secs(5);
-        while !run("nft list table inet overlay && nft list table arp overlay && nft list table inet overlay-host").0 {
+        while !run("nft list table inet overlay && nft list table arp overlay && nft list table inet overlay-host && nft list table inet overlay-nat").0 {
             assert!(Instant::now() < deadline, "the table did not come back");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
