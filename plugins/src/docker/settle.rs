@@ -22,13 +22,15 @@ use crate::daemon::Daemon;
 const PENDING: Duration = Duration::from_secs(1);
 /// How many of these turns lie between two full looks.
 const FULL_LOOK: u32 = 30;
+/// How many turns lie between two attempts to ask dockerd.
+const DOCKERD_LOOK: u32 = 3;
 /// What is younger may be in the middle of a call, in seconds.
 const YOUNG_S: u64 = 30;
 
 impl Driver {
     /// Tells the daemon what is pending and compares, for ever.
     pub(super) fn keep_settled(&self, dockerd: &Dockerd) {
-        let mut turn = 0;
+        let (mut turn, mut asked) = (0, false);
         loop {
             if self.state.lock().is_pending() {
                 self.settle_quietly();
@@ -37,7 +39,11 @@ impl Driver {
                 if let Err(error) = self.compare_with_daemon() {
                     eprintln!("not compared with the daemon: {error}");
                 }
-                self.compare_with_dockerd(dockerd);
+                asked = false;
+            }
+            // After its start dockerd takes a while to answer.
+            if !asked && turn % DOCKERD_LOOK == 0 {
+                asked = self.compare_with_dockerd(dockerd);
             }
             turn = turn.wrapping_add(1);
             std::thread::sleep(PENDING);
@@ -176,8 +182,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Forgets networks and endpoints that dockerd removed while nobody could tell the plugin.
-    fn compare_with_dockerd(&self, dockerd: &Dockerd) {
+    /// Forgets networks and endpoints that dockerd removed while nobody could tell the plugin; whether dockerd answered.
+    fn compare_with_dockerd(&self, dockerd: &Dockerd) -> bool {
         let networks: Vec<String> = self.state.lock().networks.iter().map(|(id, _)| id.clone()).collect();
         for network in networks {
             // Read first: an endpoint made after the answer is not in it.
@@ -190,7 +196,7 @@ impl Driver {
             };
             let result = match dockerd.endpoints(&network) {
                 // dockerd is not there, or starts and has not told anything yet.
-                Err(_) => return,
+                Err(_) => return false,
                 Ok(None) => {
                     eprintln!("network {network} is not dockerd's any more; forgotten");
                     self.forget_network(&network)
@@ -210,6 +216,7 @@ impl Driver {
                 eprintln!("{error}");
             }
         }
+        true
     }
 }
 
