@@ -2,6 +2,7 @@
 
 mod membership;
 mod nat;
+mod network;
 mod plugin;
 mod policy;
 
@@ -17,6 +18,7 @@ pub(crate) use nat::{HostPort, Nat, Target};
 pub(crate) use plugin::{Cni, CniPlaces, Docker, Plugin};
 
 pub(crate) use membership::{Ca, Cert, Init, Invite, Join, Node, Token};
+pub(crate) use network::{Ipam, Network};
 pub(crate) use policy::Policy;
 
 /// Shows and changes the overlay network of this host.
@@ -97,6 +99,12 @@ pub(crate) enum Command {
     /// Ports of this host that lead to containers.
     #[command(subcommand)]
     Nat(Nat),
+    /// Networks of the cluster: containers of different ones do not talk unless the policy says so.
+    #[command(subcommand)]
+    Network(Network),
+    /// Addresses of this host: who has them, and whether that is right.
+    #[command(subcommand)]
+    Ipam(Ipam),
     /// Plugins of container engines.
     #[command(subcommand)]
     Plugin(Plugin),
@@ -319,6 +327,9 @@ pub(crate) struct EndpointAdd {
     /// An address wanted, one per family; default: the next free.
     #[arg(long = "ip", value_name = "ADDRESS")]
     pub(crate) addresses: Vec<IpAddr>,
+    /// The network it is to be in; default: the one of all hosts, `default`.
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) network: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

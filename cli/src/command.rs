@@ -7,9 +7,11 @@ mod doctor;
 mod endpoint;
 mod events;
 mod flow;
+mod ipam;
 mod key;
 mod membership;
 mod nat;
+mod network;
 mod passphrase;
 mod peer;
 mod ping;
@@ -99,6 +101,8 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Outcome {
         Some(Command::Flow(verb)) => flow::run(context, verb),
         Some(Command::Endpoint(verb)) => endpoint::run(context, verb),
         Some(Command::Nat(verb)) => nat::run(context, verb),
+        Some(Command::Network(verb)) => network::run(context, verb),
+        Some(Command::Ipam(verb)) => ipam::run(context, verb),
         Some(Command::Plugin(verb)) => plugin::run(context, verb),
         Some(Command::Config(verb)) => config::run(context, verb),
         Some(Command::Ping { target, count, size, interval }) => ping::run(context, target, count, size, interval),

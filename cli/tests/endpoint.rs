@@ -85,6 +85,8 @@ fn daemon(host: &str, log: &Arc<Mutex<Vec<String>>>) -> Daemon {
                     interface: asked.interface.clone(),
                     addresses: vec!["10.42.1.4".parse().expect("address"), "fd42::4".parse().expect("address")],
                     gateways: vec!["10.42.1.1".parse().expect("address"), "fe80::1".parse().expect("address")],
+                    network: None,
+                    on_link: Vec::new(),
                     mtu: 1400,
                     expires_ms: 60_000,
                 })

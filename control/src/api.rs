@@ -6,6 +6,7 @@ mod error;
 mod membership;
 mod nat;
 mod network;
+mod networks;
 mod policy;
 mod request;
 mod status;
@@ -21,6 +22,10 @@ pub use nat::{NatRequest, PortProtocol, PortSelector, PublishRequest, PublishedP
 pub use network::{
     DoctorMode, Event, Finding, FindingStatus, Flow, FlowSelector, PingProgress, PingReply, PolicyTest, PolicyView,
     Refusal, RefusedBy, RouteAdded, RouteEntry, RouteWhy, RuleMatch, Severity, TestVerdict, Verdict,
+};
+pub use networks::{
+    AddressState, IpamAddress, IpamFinding, IpamRequest, IpamResponse, IpamUsage, NetworkCreate, NetworkHost,
+    NetworkInfo, NetworkRequest,
 };
 pub use policy::{
     ClusterPolicyStatus, PolicyHost, PolicyHostState, PolicyRequest, PolicyRevision, PolicyStage, PolicyTexts,

@@ -16,6 +16,7 @@ use overlay_control::api::Problem;
 use overlay_dataplane::Conntrack;
 use overlay_routing::gossip::{GossipCounters, MemberView};
 use overlay_routing::identity::IdentityPublic;
+use overlay_routing::networks::Networks;
 use overlay_routing::rib::{ClaimSource, Rib};
 use overlay_wire::gossip::{Record, RouteVerdict};
 use overlay_wire::membership::SignedCertificate;
@@ -52,6 +53,10 @@ pub struct View {
     pub is_behind_nat: bool,
     /// What became of gossip datagrams.
     pub counters: GossipCounters,
+    /// The networks of the cluster.
+    pub networks: Arc<Networks>,
+    /// Members that answer and have not said yet that they have all that this host published.
+    pub unaware: Vec<HostId>,
 }
 
 impl View {
@@ -79,6 +84,8 @@ pub enum Change {
     Membership(MembershipChange),
     /// Something about the policy of the whole cluster.
     Policy(PolicyChange),
+    /// Announce the networks that the plumbing has now.
+    Networks(oneshot::Sender<Result<(), ApiError>>),
 }
 
 /// What the issuer and the API ask of the director about membership.

@@ -3,6 +3,7 @@
 
 mod endpoints;
 mod membership;
+mod networks;
 mod policy;
 
 use std::collections::BTreeMap;
@@ -277,7 +278,8 @@ impl Director {
                 Some(MemberInput { view, encapsulation, gre: self.gossip.gre_keys(view.host, now) })
             })
             .collect();
-        let rebuilt = rebuild(&core, &config, &inputs, &rib);
+        let networks = self.gossip.networks();
+        let rebuilt = rebuild(&core, &config, &inputs, &rib, &networks);
         for (host, status) in &rebuilt.plain {
             self.gossip.set_plain_status(*host, *status, now);
         }
@@ -291,8 +293,11 @@ impl Director {
             counters: self.gossip.counters(),
             rib,
             members,
+            networks: Arc::clone(&networks),
+            unaware: self.gossip.unaware_members(),
         }));
-        let learned = LearnedRoutes { remote: rebuilt.remote, announced };
+        let options = networks.iter().map(|(name, network)| (name.to_owned(), network.options.clone())).collect();
+        let learned = LearnedRoutes { remote: rebuilt.remote, announced, networks: options };
         if self.learned.as_ref() != Some(&learned) && core.plumbing.try_set_routes(learned.clone()) {
             self.learned = Some(learned);
         }
@@ -356,6 +361,7 @@ impl Director {
             GossipEvent::RoutesChanged => events.info("routes-changed", None, "the routes in use changed"),
             GossipEvent::RecordChanged { .. }
             | GossipEvent::SourceValidated { .. }
+            | GossipEvent::NetworksChanged
             | GossipEvent::PlainStatusChanged { .. }
             | GossipEvent::PlainStatusHeard { .. }
             | GossipEvent::VerdictsReceived { .. }
@@ -392,6 +398,9 @@ impl Director {
             }
             Change::Membership(change) => self.membership_change(change),
             Change::Policy(change) => self.policy_change(change),
+            Change::Networks(done) => {
+                let _ = done.send(self.publish_networks());
+            }
             Change::Reload(done) => {
                 let (path, layer) = (&self.core.config_path, self.core.layer.as_ref());
                 let text = if layer.is_some() { Config::text_or_empty(path) } else { Config::text(path) };
@@ -551,6 +560,7 @@ fn matters(event: &GossipEvent) -> bool {
         | GossipEvent::PlainStatusChanged { .. }
         | GossipEvent::PlainStatusHeard { .. }
         | GossipEvent::RoutesChanged
+        | GossipEvent::NetworksChanged
         | GossipEvent::RouteRefused(_)
         | GossipEvent::VerdictsReceived { .. }
         | GossipEvent::MemberAdded { .. }

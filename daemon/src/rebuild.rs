@@ -5,12 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use overlay_config::{Config, ForeignKind, ForeignPeer};
+use overlay_dataplane::policy::HostResolver;
 use overlay_dataplane::{CompiledPolicy, HostPolicy, LocalAddresses, PeerInfo, Route, Tables};
 use overlay_routing::fib::Fib;
 use overlay_routing::gossip::MemberView;
+use overlay_routing::networks::{Announcement, Networks};
 use overlay_routing::ownership::Owner;
-use overlay_routing::rib::Rib;
-use overlay_wire::gossip::PlainStatus;
+use overlay_routing::rib::{LocalClaims, Rib, RibInput};
+use overlay_wire::gossip::{NetworkEntry, PlainStatus};
 use overlay_wire::gre::ReceiveSequence;
 use overlay_wire::policy::PolicySet;
 use overlay_wire::{Encapsulation, HostId, Mtu, PeerIndex, Prefix};
@@ -52,7 +54,7 @@ pub struct Rebuilt {
 
 /// Builds everything anew. Tunnels are kept unless the peer's key changed.
 #[must_use]
-pub fn rebuild(core: &Core, config: &Config, members: &[MemberInput<'_>], rib: &Rib) -> Rebuilt {
+pub fn rebuild(core: &Core, config: &Config, members: &[MemberInput<'_>], rib: &Rib, networks: &Networks) -> Rebuilt {
     let mut builder = Builder {
         core,
         config,
@@ -69,7 +71,7 @@ pub fn rebuild(core: &Core, config: &Config, members: &[MemberInput<'_>], rib: &
     for (place, foreign) in config.peers.iter().enumerate() {
         builder.foreign(place as u32, foreign);
     }
-    builder.finish(rib)
+    builder.finish(rib, networks)
 }
 
 /// Underlay addresses from which more than one member answers: plain packets from them cannot be told apart.
@@ -264,7 +266,7 @@ impl Builder<'_> {
         self.paths.insert(peer.index, PathPeer { peer, encapsulation, accepts_plain, plain, gre });
     }
 
-    fn finish(mut self, rib: &Rib) -> Rebuilt {
+    fn finish(mut self, rib: &Rib, networks: &Networks) -> Rebuilt {
         let mut routes = Vec::new();
         let mut remote = Vec::new();
         for claim in rib.best() {
@@ -280,13 +282,13 @@ impl Builder<'_> {
             };
             routes.push((claim.prefix, route));
         }
-        let by_name = prefixes_by_name(self.config, rib);
-        let resolve = |name: &str| by_name.get(name).cloned();
+        let names = Names::new(self.config, rib, networks);
         let in_force = self.core.policy();
-        let host_policy = HostPolicy::new(&in_force, &resolve, &self.config.node.prefixes);
-        let policy =
-            CompiledPolicy::compile(&in_force, &resolve).with_hits_of(&self.core.shared.snapshot.load().tables.policy);
-        let policy = policy.with_published(self.core.plumbing.openings().borrow().clone());
+        let host_policy = HostPolicy::new(&in_force, &names, &self.config.node.prefixes);
+        let policy = CompiledPolicy::compile(&in_force, &names)
+            .with_hits_of(&self.core.shared.snapshot.load().tables.policy)
+            .with_published(self.core.plumbing.openings().borrow().clone())
+            .with_networks(networks);
         let mut snapshot = Snapshot {
             tables: Tables {
                 owners: Fib::build(routes),
@@ -319,30 +321,52 @@ impl Builder<'_> {
     }
 }
 
-fn prefixes_by_name(config: &Config, rib: &Rib) -> HashMap<String, Vec<Prefix>> {
-    let mut by_name: HashMap<String, Vec<Prefix>> = HashMap::new();
-    by_name.insert(config.node.name.clone(), config.node.prefixes.clone());
-    for claim in rib.best() {
-        by_name.entry(claim.name.clone()).or_default().push(claim.prefix);
+/// What rules name: members and networks.
+#[derive(Debug)]
+pub(crate) struct Names<'a> {
+    members: HashMap<String, Vec<Prefix>>,
+    networks: &'a Networks,
+}
+
+impl<'a> Names<'a> {
+    pub(crate) fn new(config: &Config, rib: &Rib, networks: &'a Networks) -> Self {
+        let mut members: HashMap<String, Vec<Prefix>> = HashMap::new();
+        members.insert(config.node.name.clone(), config.node.prefixes.clone());
+        for claim in rib.best() {
+            members.entry(claim.name.clone()).or_default().push(claim.prefix);
+        }
+        for member in &config.members {
+            members.entry(member.name.clone()).or_default();
+        }
+        Self { members, networks }
     }
-    for member in &config.members {
-        by_name.entry(member.name.clone()).or_default();
+}
+
+impl HostResolver for Names<'_> {
+    fn prefixes(&self, name: &str) -> Option<Vec<Prefix>> {
+        self.members.get(name).cloned()
     }
-    by_name
+
+    fn network(&self, name: &str) -> Option<Vec<Prefix>> {
+        self.networks.prefixes(name)
+    }
 }
 
 /// What the kernel is to let pass between this host and its containers under a policy.
 #[must_use]
-pub fn host_policy(config: &Config, policy: &PolicySet, rib: &Rib) -> HostPolicy {
-    let by_name = prefixes_by_name(config, rib);
-    HostPolicy::new(policy, &|name: &str| by_name.get(name).cloned(), &config.node.prefixes)
+pub fn host_policy(config: &Config, policy: &PolicySet, rib: &Rib, networks: &Networks) -> HostPolicy {
+    HostPolicy::new(policy, &Names::new(config, rib, networks), &config.node.prefixes)
 }
 
 /// What the kernel is to let pass between this host and its containers before anything is learned of other members.
 #[must_use]
-pub fn first_host_policy(config: &Config, policy: &PolicySet) -> HostPolicy {
-    let own = |name: &str| (name == config.node.name).then(|| config.node.prefixes.clone());
-    HostPolicy::new(policy, &own, &config.node.prefixes)
+pub fn first_host_policy(config: &Config, policy: &PolicySet, own: &BTreeMap<String, NetworkEntry>) -> HostPolicy {
+    let announcement = Announcement { host: None, name: config.node.name.clone(), networks: own.clone() };
+    let local =
+        LocalClaims { name: config.node.name.clone(), prefixes: config.node.prefixes.clone(), announced: Vec::new() };
+    let rib = Rib::build(&RibInput { local, ..RibInput::default() });
+    let networks = Networks::new(&[announcement], &rib, Vec::new());
+    host_policy(config, policy, &rib, &networks)
 }
 
 fn asked_for(status: PlainStatus) -> Option<Encapsulation> {

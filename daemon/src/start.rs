@@ -93,7 +93,8 @@ async fn serve(config_path: &Path, text: String, config: Config) -> Result<(), A
     locks::directory(&config.paths.runtime_dir)?;
     locks::directory(&config.paths.state_dir)?;
     let name = format!("{}.lock", config.overlay.interface);
-    let locks = locks::lock([config.paths.runtime_dir.join(name), config.paths.state_dir.join("overlayd.lock")])?;
+    let locks =
+        locks::lock([config.paths.runtime_dir.join(name), config.paths.state_dir.join("overlayd.lock")]).await?;
     let server =
         Server::bind(&config.paths.socket, Access::new(crate::device::own_uid())).map_err(|error| error.to_api())?;
     let mut process = Process {

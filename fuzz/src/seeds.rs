@@ -9,7 +9,9 @@ use std::path::Path;
 
 use overlay_wire::gossip::message::{Message, PlainStatus, RouteVerdict, VersionEntry};
 use overlay_wire::gossip::record::{Record, RecordKey, RecordKind};
-use overlay_wire::gossip::{HostBody, RouteAnnouncement, RoutesBody, envelope};
+use overlay_wire::gossip::{
+    HostBody, NetworkEntry, NetworkMode, NetworkOptions, NetworksBody, RouteAnnouncement, RoutesBody, envelope,
+};
 use overlay_wire::gre::GreHeader;
 use overlay_wire::ipip::Outer;
 use overlay_wire::offload::{GsoKind, VnetHeader};
@@ -306,7 +308,23 @@ fn records() -> Vec<(&'static str, Vec<u8>)> {
         ("record", bytes),
         ("host", host.encode().expect("a seed body fits")),
         ("routes", routes.encode().expect("a seed body fits")),
+        ("networks", networks().encode()),
     ]
+}
+
+fn networks() -> NetworksBody {
+    let network = |mode, pool: &[&str], blocks: &[&str]| NetworkEntry {
+        options: NetworkOptions {
+            created_unix: 1_800_000_000,
+            mode,
+            internal: mode == NetworkMode::Bridge,
+            pool: pool.iter().map(|text| prefix(text)).collect(),
+        },
+        blocks: blocks.iter().map(|text| prefix(text)).collect(),
+    };
+    let web = network(NetworkMode::Routed, &[], &["10.42.1.224/27", "fd42:0:0:1:ffff::/80"]);
+    let db = network(NetworkMode::Bridge, &["10.42.0.0/16"], &[]);
+    NetworksBody { networks: [("db".to_owned(), db), ("web".to_owned(), web)].into(), extension: Vec::new() }
 }
 
 fn policies() -> Vec<(&'static str, Vec<u8>)> {
@@ -314,6 +332,7 @@ fn policies() -> Vec<(&'static str, Vec<u8>)> {
         ("rule", "allow tcp/443,8000-8080 from 10.42.1.0/24 to any log count audit name web"),
         ("reject", "reject icmpv6 from any to fd42::/48"),
         ("number", "deny 132 from any to any"),
+        ("network", "allow any from net:web to net:default"),
         ("set", "# services\nallow udp/53 from any to 10.42.0.0/16 # resolver\n\ndefault deny\n"),
         ("prefix", "fd42:0:0:1::/64"),
     ];

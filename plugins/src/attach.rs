@@ -114,6 +114,10 @@ fn commands(namespace: &Namespace, lease: &EndpointLease, mac: Option<&str>) -> 
         }
         inside(&["ip", family, "route", "replace", "default", "via", &via, "dev", name]);
     }
+    for prefix in &lease.on_link {
+        let family = if prefix.is_ipv4() { "-4" } else { "-6" };
+        inside(&["ip", family, "route", "replace", &prefix.to_string(), "dev", name, "scope", "link"]);
+    }
     commands
 }
 
@@ -157,6 +161,8 @@ mod tests {
             interface: "eth0".into(),
             addresses: vec!["10.42.1.5".parse().expect("address"), "fd42::5".parse().expect("address")],
             gateways: gateways.iter().map(|text| text.parse().expect("address")).collect(),
+            network: None,
+            on_link: Vec::new(),
             mtu: 1420,
             expires_ms: 1000,
         }

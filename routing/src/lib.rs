@@ -8,6 +8,7 @@ pub mod fib;
 pub mod gossip;
 pub mod identity;
 pub mod membership;
+pub mod networks;
 pub mod ownership;
 pub mod policy;
 pub mod rib;

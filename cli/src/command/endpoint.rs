@@ -3,6 +3,7 @@
 use overlay_control::api::{ApiError, EndpointInfo, EndpointLease, EndpointRequest, EndpointState, Request, Response};
 use overlay_control::codes::{Code, exit};
 use overlay_plugins::attach::{self as netns_attach, Namespace};
+use overlay_wire::gossip::networks::DEFAULT_NETWORK;
 
 use super::Context;
 use crate::args::{Endpoint, EndpointAdd};
@@ -33,7 +34,7 @@ pub(super) fn run(context: &mut Context<'_>, verb: Endpoint) -> Outcome {
 }
 
 fn table(endpoints: &[EndpointInfo]) -> Table {
-    let mut table = Table::new(&["ENDPOINT", "STATE", "ADDRESSES", "LINK", "INSIDE", "NAMESPACE"]);
+    let mut table = Table::new(&["ENDPOINT", "STATE", "NETWORK", "ADDRESSES", "LINK", "INSIDE", "NAMESPACE"]);
     for endpoint in endpoints {
         let state = match endpoint.state {
             EndpointState::Prepared => "prepared",
@@ -43,6 +44,7 @@ fn table(endpoints: &[EndpointInfo]) -> Table {
         table.row(vec![
             endpoint.name.clone(),
             state.to_owned(),
+            endpoint.network.clone().unwrap_or_else(|| DEFAULT_NETWORK.to_owned()),
             units::list(&endpoint.addresses),
             endpoint.host_interface.clone(),
             endpoint.interface.clone(),
@@ -70,6 +72,7 @@ fn attach(context: &mut Context<'_>, add: EndpointAdd) -> Outcome {
         netns: namespace.path().display().to_string(),
         addresses: add.addresses,
         owner: None,
+        network: add.network,
     };
     let lease = match context.call(Request::EndpointPrepare(request))? {
         Response::Lease(lease) => lease,

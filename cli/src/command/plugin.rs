@@ -31,9 +31,9 @@ pub(super) fn run(context: &mut Context<'_>, verb: Plugin) -> Outcome {
 
 /// A program that is installed beside this one.
 fn beside(name: &str, next: String) -> Result<PathBuf, ApiError> {
-    let here = std::env::current_exe().and_then(std::fs::canonicalize).map_err(|error| {
-        ApiError::new(Code::Io, "cannot tell where this program lies", error.to_string(), next)
-    })?;
+    let here = std::env::current_exe()
+        .and_then(std::fs::canonicalize)
+        .map_err(|error| ApiError::new(Code::Io, "cannot tell where this program lies", error.to_string(), next))?;
     Ok(here.with_file_name(name))
 }
 

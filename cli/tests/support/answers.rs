@@ -3,6 +3,10 @@
 use overlay_config::{Applies, Change, Origin, OriginLayer, PublicKey, Setting};
 use overlay_control::Timestamp;
 use overlay_control::api::{
+    AddressState, IpamAddress, IpamFinding, IpamRequest, IpamResponse, IpamUsage, NetworkHost, NetworkInfo,
+    NetworkRequest,
+};
+use overlay_control::api::{
     ApiError, ControlState, DataState, EndpointInfo, EndpointState, Event, Finding, FindingStatus, Flow, FlowUse,
     Health, HostInfo, PeerKind, PeerStatus, PingProgress, PingReply, PolicyView, Problem, Refusal, RefusedBy, Request,
     Response, RouteAdded, RouteEntry, RouteWhy, RuleMatch, Severity, Status, TestVerdict, Verdict, VersionInfo,
@@ -16,12 +20,17 @@ use overlay_control::api::{
 };
 use overlay_control::api::{NatRequest, PortProtocol, PublishedPort};
 use overlay_control::codes::Code;
+use overlay_wire::gossip::NetworkMode;
 use overlay_wire::{Encapsulation, HostId, Prefix};
 
 use crate::support::Answer;
 
 fn prefix(text: &str) -> Prefix {
     text.parse().expect("a prefix")
+}
+
+fn network_host(name: &str) -> NetworkHost {
+    NetworkHost { host: name.into(), blocks: vec![prefix("10.42.1.224/27")], wants: "bridge internal".into() }
 }
 
 fn problem(code: &str) -> Problem {
@@ -297,6 +306,7 @@ pub(crate) fn answer(request: &Request) -> Answer {
             interface: "eth0".into(),
             netns: "/run/netns/web".into(),
             owner: None,
+            network: Some("shop".into()),
         }]),
         Request::Nat(NatRequest::Unpublish(_)) => Response::Done {
             changed: true,
@@ -304,6 +314,52 @@ pub(crate) fn answer(request: &Request) -> Answer {
         },
         Request::Nat(NatRequest::List) => Response::PublishedPorts(vec![published(8080, Some("web"))]),
         Request::Nat(NatRequest::Publish(_)) => Response::PublishedPorts(vec![published(8443, None)]),
+        Request::Network(NetworkRequest::List | NetworkRequest::Show { .. }) => Response::Networks(vec![NetworkInfo {
+            name: "shop".into(),
+            mode: NetworkMode::Bridge,
+            internal: true,
+            pool: vec![prefix("10.42.0.0/16")],
+            here: true,
+            hosts: ["h1", "h2"].map(network_host).to_vec(),
+            endpoints: vec!["web".into()],
+            notes: vec!["hosts want different things of it".into()],
+        }]),
+        Request::Ipam(IpamRequest::Show) => Response::Ipam(IpamResponse::Usage(
+            [
+                ("default", "10.42.1.0/24", 219),
+                ("default", "fd42:0:0:1::/64", u64::MAX),
+                ("shop", "10.42.1.224/27", 31),
+            ]
+            .map(|(network, block, free)| IpamUsage {
+                network: network.into(),
+                prefix: prefix(block),
+                used: 1,
+                resting: 2,
+                reserved: 0,
+                free,
+            })
+            .to_vec(),
+        )),
+        Request::Ipam(IpamRequest::List) => Response::Ipam(IpamResponse::Addresses(
+            [
+                (AddressState::Used, Some("web"), None),
+                (AddressState::Resting, Some("old"), Some(41)),
+                (AddressState::Reserved, None, None),
+            ]
+            .map(|(state, endpoint, seconds)| IpamAddress {
+                address: "10.42.1.4".parse().expect("address"),
+                network: "default".into(),
+                state,
+                endpoint: endpoint.map(Into::into),
+                owner: endpoint.map(|_| "cni/pods".into()),
+                seconds,
+            })
+            .to_vec(),
+        )),
+        Request::Ipam(IpamRequest::Check { .. }) => Response::Ipam(IpamResponse::Findings(vec![
+            IpamFinding { what: "link ov0123456789 belongs to no endpoint".into(), fixed: true, why: None },
+            IpamFinding { what: "endpoint web has a lease and no link".into(), fixed: false, why: text("disk full") },
+        ])),
         Request::ConfigShow => {
             let file = Origin { layer: OriginLayer::File, file: text("/etc/overlay/overlayd.toml"), line: Some(2) };
             let default = Origin { layer: OriginLayer::Default, file: None, line: None };

@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 
+use overlay_wire::Prefix;
 use serde::{Deserialize, Serialize};
 
 /// The alias of the host's end of an endpoint's link: by it the link is known as ours without asking the daemon.
@@ -16,7 +17,7 @@ pub fn link_alias(endpoint: &str, interface: &str) -> String {
 }
 
 /// What is to be attached.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct EndpointRequest {
     /// The endpoint's name, unique on the host.
     pub name: String,
@@ -32,6 +33,9 @@ pub struct EndpointRequest {
     /// What an engine decides that gives each of its networks a gateway of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineNetwork>,
+    /// The network it is to be in; absent: the network `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
 }
 
 /// Properties of an engine's network that an endpoint gets.
@@ -65,6 +69,12 @@ pub struct EndpointLease {
     pub addresses: Vec<IpAddr>,
     /// One gateway per family in use: reached on the link, then the default route.
     pub gateways: Vec<IpAddr>,
+    /// The network it is in; absent: the network `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// What is reached on the link without the gateway: neighbours on the same bridge.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on_link: Vec<Prefix>,
     /// The MTU of the interface, in bytes.
     pub mtu: u16,
     /// How long the daemon waits for commit or abort, in milliseconds.
@@ -101,4 +111,7 @@ pub struct EndpointInfo {
     /// Who asked for it, as given then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
+    /// The network it is in; absent: the network `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
 }

@@ -15,6 +15,7 @@ use super::network::{
     DoctorMode, Event, Finding, Flow, FlowSelector, PingProgress, PolicyTest, PolicyView, RouteAdded, RouteEntry,
     RouteWhy, TestVerdict,
 };
+use super::networks::{IpamRequest, IpamResponse, NetworkInfo, NetworkRequest};
 use super::policy::{ClusterPolicyStatus, PolicyRequest, PolicyTexts, PolicyWritten};
 use super::status::{PeerStatus, Status, VersionInfo};
 
@@ -150,6 +151,10 @@ pub enum Request {
     AddressList,
     /// Published ports.
     Nat(NatRequest),
+    /// Networks of the cluster. Answer: `Networks`, or `Done`.
+    Network(NetworkRequest),
+    /// Addresses of this host. Answer: `Ipam`, or `Done`.
+    Ipam(IpamRequest),
     /// Checks a configuration, or the daemon's own file again. Answer: `Done`.
     ConfigCheck {
         /// The text; absent: the daemon's own file.
@@ -216,6 +221,8 @@ impl Request {
             Self::Membership(request) => request.is_change(),
             Self::Nat(request) => request.is_change(),
             Self::ClusterPolicy(request) => request.is_change(),
+            Self::Network(request) => request.is_change(),
+            Self::Ipam(request) => request.is_change(),
             Self::Doctor { mode, .. } => *mode != DoctorMode::Check,
             Self::Status
             | Self::PeerList
@@ -298,6 +305,10 @@ pub enum Response {
     Addresses(AddressBook),
     /// Published ports.
     PublishedPorts(Vec<PublishedPort>),
+    /// Networks.
+    Networks(Vec<NetworkInfo>),
+    /// Addresses of this host.
+    Ipam(IpamResponse),
     /// Values in force.
     Settings(Vec<Setting>),
     /// Values that differ.
@@ -351,6 +362,8 @@ impl Response {
             Self::Held(_) => "held",
             Self::Addresses(_) => "addresses",
             Self::PublishedPorts(_) => "published_ports",
+            Self::Networks(_) => "networks",
+            Self::Ipam(_) => "ipam",
             Self::Settings(_) => "settings",
             Self::Changes(_) => "changes",
             Self::PingStarted { .. } => "ping_started",

@@ -1,26 +1,40 @@
-//! Addresses held for plugins (`overlay_control::api::AddressHold`).
-
-use std::net::IpAddr;
+//! Addresses of this host: `overlayctl ipam`.
 
 use overlay_control::ApiError;
-use overlay_control::api::{AddressHold, Response};
+use overlay_control::api::{IpamRequest, IpamResponse, Response};
 
-use super::endpoints::refused;
 use super::{Api, done};
+use crate::plumbing::PlumbingError;
+use crate::plumbing::ipam::Holder;
 
 impl Api {
-    pub(super) async fn address_hold(&self, wanted: AddressHold) -> Result<Response, ApiError> {
-        let held = self.core.plumbing.hold(wanted).await.map_err(|error| refused(&error))?;
-        Ok(Response::Held(held))
-    }
-
-    pub(super) async fn address_release(&self, owner: String, address: IpAddr) -> Result<Response, ApiError> {
-        let had = self.core.plumbing.release(address, owner).await.map_err(|error| refused(&error))?;
-        Ok(done(had, Vec::new()))
-    }
-
-    pub(super) async fn address_list(&self) -> Result<Response, ApiError> {
-        let book = self.core.plumbing.address_book().await.map_err(|error| refused(&error))?;
-        Ok(Response::Addresses(book))
+    pub(super) async fn ipam(&self, request: IpamRequest) -> Result<Response, ApiError> {
+        let refused = |error: PlumbingError| ApiError::from(self.with_owner(error));
+        let plumbing = &self.core.plumbing;
+        match request {
+            IpamRequest::Show => Ok(Response::Ipam(IpamResponse::Usage(plumbing.usage().await.map_err(refused)?))),
+            IpamRequest::List => {
+                Ok(Response::Ipam(IpamResponse::Addresses(plumbing.addresses().await.map_err(refused)?)))
+            }
+            IpamRequest::Check { fix } => {
+                let findings = plumbing.check_addresses(fix).await.map_err(refused)?;
+                for finding in findings.iter().filter(|finding| finding.fixed) {
+                    self.core.events.info("ipam-fixed", None, finding.what.clone());
+                }
+                Ok(Response::Ipam(IpamResponse::Findings(findings)))
+            }
+            IpamRequest::Release { address } => {
+                let what = match plumbing.release(address).await.map_err(refused)? {
+                    Holder::Reserved => format!("{address} is no longer reserved"),
+                    _ => format!("{address} rests no longer"),
+                };
+                Ok(done(true, vec![what]))
+            }
+            IpamRequest::Reserve { address } => {
+                let changed = plumbing.reserve(address).await.map_err(refused)?;
+                let note = if changed { "is reserved" } else { "was reserved already" };
+                Ok(done(changed, vec![format!("{address} {note}")]))
+            }
+        }
     }
 }

@@ -1,19 +1,25 @@
 //! Containers: the daemon's half of attaching one (`overlay_control::api::EndpointRequest`).
 
-use overlay_control::api::{EndpointInfo, EndpointRequest, EndpointState, Response};
+use std::sync::Arc;
+
+use overlay_control::api::{EndpointRequest, Response};
 use overlay_control::{ApiError, Code};
 
 use super::{Api, done};
 use crate::plumbing::PlumbingError;
-use crate::plumbing::lease::LeaseState;
+use crate::plumbing::lease::{Lease, LeaseState};
 
 pub(super) fn refused(error: &PlumbingError) -> ApiError {
     let code = match error {
         PlumbingError::EndpointExists { .. }
         | PlumbingError::AddressRefused { .. }
-        | PlumbingError::AddressTaken { .. } => Code::Conflict,
-        PlumbingError::EndpointUnknown { .. } => Code::NotFound,
-        PlumbingError::PrefixExhausted(_) | PlumbingError::NoOwnPrefix | PlumbingError::NotOwnPrefix(_) => Code::Invalid,
+        | PlumbingError::AddressElsewhere { .. } => Code::Conflict,
+        PlumbingError::EndpointUnknown { .. } | PlumbingError::NetworkUnknown(_) => Code::NotFound,
+        PlumbingError::PrefixExhausted { .. }
+        | PlumbingError::OutsidePool { .. }
+        | PlumbingError::TooManyNetworks(_)
+        | PlumbingError::NoOwnPrefix
+        | PlumbingError::NotOwnPrefix(_) => Code::Invalid,
         PlumbingError::File { .. } => Code::Io,
         _ => Code::Plumbing,
     };
@@ -22,8 +28,22 @@ pub(super) fn refused(error: &PlumbingError) -> ApiError {
 
 impl Api {
     pub(super) async fn endpoint_prepare(&self, request: EndpointRequest) -> Result<Response, ApiError> {
-        let lease = self.core.plumbing.prepare(request).await.map_err(|error| refused(&error))?;
+        let before = self.core.plumbing.own_networks();
+        let prepared = self.core.plumbing.prepare(request).await;
+        if !Arc::ptr_eq(&before, &self.core.plumbing.own_networks()) {
+            // The network has a block more: nobody is to take its first packets for another network's.
+            self.announce_networks().await?;
+            self.members_aware().await;
+        }
+        let lease = prepared.map_err(|error| refused(&self.with_owner(error)))?;
         Ok(Response::Lease(lease.to_api()))
+    }
+
+    /// Says whose an address is that is not this host's, where somebody owns it.
+    pub(super) fn with_owner(&self, error: PlumbingError) -> PlumbingError {
+        let PlumbingError::AddressElsewhere { address, .. } = error else { return error };
+        let best = self.core.view.load().rib.why_ip(address).best;
+        PlumbingError::AddressElsewhere { address, owner: best.map(|claim| claim.name) }
     }
 
     pub(super) async fn endpoint_commit(&self, lease: u64) -> Result<Response, ApiError> {
@@ -46,19 +66,7 @@ impl Api {
 
     pub(super) async fn endpoint_list(&self) -> Result<Response, ApiError> {
         let leases = self.core.plumbing.endpoints().await.map_err(|error| refused(&error))?;
-        let shown = leases.into_iter().filter(|lease| lease.state != LeaseState::Cooling).map(|lease| EndpointInfo {
-            state: match lease.state {
-                LeaseState::Prepared => EndpointState::Prepared,
-                LeaseState::Committed => EndpointState::Attached,
-                LeaseState::Cooling => EndpointState::Gone,
-            },
-            name: lease.name,
-            addresses: lease.addresses,
-            host_interface: lease.host_ifname,
-            interface: lease.interface,
-            netns: lease.netns,
-            owner: lease.owner,
-        });
+        let shown = leases.iter().filter(|lease| lease.state != LeaseState::Cooling).map(Lease::to_info);
         Ok(Response::Endpoints(shown.collect()))
     }
 }

@@ -5,9 +5,11 @@ mod ask;
 mod change;
 mod cluster_policy;
 mod endpoints;
+mod held;
 mod look;
 mod membership;
 mod metrics;
+mod networks;
 mod no_path;
 mod pings;
 mod policy;
@@ -82,6 +84,8 @@ impl Backend for Api {
             Request::AddressRelease { owner, address } => self.address_release(owner, address).await,
             Request::AddressList => self.address_list().await,
             Request::Nat(request) => self.nat(request).await,
+            Request::Network(request) => self.network(request).await,
+            Request::Ipam(request) => self.ipam(request).await,
             Request::ConfigCheck { text } => self.config_check(text),
             Request::ConfigShow => Ok(Response::Settings(self.core.config.load().settings())),
             Request::ConfigDiff => self.config_diff(),

@@ -3,10 +3,10 @@
 use overlay_config::OriginLayer;
 use overlay_control::api::{PolicyTest, PolicyView, Response, RuleMatch, TestVerdict, Verdict};
 use overlay_dataplane::{CompiledPolicy, DecidedBy, Outcome, Tuple, explain};
-use overlay_wire::Prefix;
 use overlay_wire::policy::PolicySet;
 
 use super::{Api, done};
+use crate::rebuild::Names;
 use crate::underlay::route::route_to;
 
 impl Api {
@@ -41,11 +41,8 @@ impl Api {
     pub(super) fn policy_warnings(&self, policy: &PolicySet) -> Vec<String> {
         let view = self.core.view.load();
         let config = self.core.config.load();
-        let resolve = |name: &str| -> Option<Vec<Prefix>> {
-            let known = name == config.node.name || view.members.iter().any(|member| member.name == name);
-            known.then(|| view.rib.best().filter(|claim| claim.name == name).map(|claim| claim.prefix).collect())
-        };
-        let compiled = CompiledPolicy::compile(policy, &resolve);
+        let names = Names::new(&config, &view.rib, &view.networks);
+        let compiled = CompiledPolicy::compile(policy, &names);
         compiled.warnings().iter().map(ToString::to_string).collect()
     }
 

@@ -18,7 +18,7 @@ use overlay_wire::{Mtu, Prefix};
 
 use super::no_path::OwnSide;
 use super::problems::Here;
-use super::{Api, problems};
+use super::{Api, networks, problems};
 use crate::core::{Core, unix_ms};
 use crate::device::Offload;
 use crate::peers::{Peer, PeerKind};
@@ -70,6 +70,7 @@ impl Api {
             });
         }
         problems.extend(self.policy_problems());
+        problems.extend(networks::problems(&self.core));
         if core.revoked.load().contains(&core.host) {
             problems.push(Problem {
                 code: "REVOKED".to_owned(),

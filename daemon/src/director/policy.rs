@@ -137,7 +137,8 @@ impl Director {
         let config = self.core.config.load_full();
         let (read, wanted) = match rules.text.as_deref().map(read_rules).transpose() {
             Ok(read) => {
-                let policy = host_policy(&config, read.as_ref().unwrap_or(&config.policy), &self.gossip.rib());
+                let (rib, networks) = (self.gossip.rib(), self.gossip.networks());
+                let policy = host_policy(&config, read.as_ref().unwrap_or(&config.policy), &rib, &networks);
                 (read.map(Arc::new), Arc::new(policy))
             }
             Err(refusal) => {

@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use overlay_control::api::EndpointRequest;
+use overlay_wire::gossip::networks::DEFAULT_NETWORK;
 
 use super::PlumbingError;
 
@@ -18,6 +19,9 @@ const IFNAME_MAX: usize = 15;
 
 /// The longest endpoint name kept in a lease, in bytes.
 const NAME_MAX: usize = 128;
+
+/// The longest network name, in bytes.
+const NETWORK_MAX: usize = 63;
 
 /// The longest part of an owner, in bytes.
 const OWNER_MAX: usize = 1024;
@@ -48,6 +52,9 @@ pub(super) fn interface_names(tun: &str, name: &str) -> (String, String) {
 pub(super) fn check_names(request: &EndpointRequest) -> Result<(), PlumbingError> {
     check_name(&request.name, NAME_MAX)?;
     check_name(&request.interface, IFNAME_MAX)?;
+    if let Some(network) = request.network.as_deref().filter(|network| *network != DEFAULT_NETWORK) {
+        check_name(network, NETWORK_MAX)?;
+    }
     request.owner.iter().try_for_each(|owner| check_owner(owner))
 }
 
@@ -79,9 +86,7 @@ mod tests {
             name: name.into(),
             interface: interface.into(),
             netns: "n".into(),
-            addresses: vec![],
-            owner: None,
-            engine: None,
+            ..EndpointRequest::default()
         };
         assert!(check_names(&request("web-1.prod_2", "eth0")).is_ok());
         for (container, ifname) in

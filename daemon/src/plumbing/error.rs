@@ -8,6 +8,8 @@ use overlay_control::api::{ApiError, PortProtocol, Problem};
 use overlay_control::codes::Code;
 use overlay_wire::Prefix;
 
+use super::ipam::Counts;
+
 /// A failed step of the host plumbing.
 #[derive(Debug, thiserror::Error)]
 pub enum PlumbingError {
@@ -54,32 +56,62 @@ pub enum PlumbingError {
         /// What was found.
         why: String,
     },
-    /// Every address of a prefix is in use or cooling down.
-    #[error("no free address in {0}")]
-    PrefixExhausted(Prefix),
-    /// This host has no prefix to take container addresses from.
-    #[error("this host has no prefix of its own")]
-    NoOwnPrefix,
+    /// Every address of a network in a prefix is in use or cooling down.
+    #[error("no free address for network {network} in {prefix}: {counts}")]
+    PrefixExhausted {
+        /// The network.
+        network: String,
+        /// The prefix.
+        prefix: Prefix,
+        /// What its addresses are held by.
+        counts: Counts,
+    },
+    /// No own prefix lies in what a network is confined to.
+    #[error("network {network} is confined to {}, and no prefix of this host lies there", list(pool))]
+    OutsidePool {
+        /// The network.
+        network: String,
+        /// What it is confined to.
+        pool: Vec<Prefix>,
+    },
+    /// Nobody knows the network.
+    #[error("there is no network {0}")]
+    NetworkUnknown(String),
+    /// The network is in use.
+    #[error("network {name} is used by {}", endpoints.join(", "))]
+    NetworkUsed {
+        /// The network.
+        name: String,
+        /// Its endpoints on this host.
+        endpoints: Vec<String>,
+    },
+    /// More networks or blocks than can be announced.
+    #[error("too many networks: {0}")]
+    TooManyNetworks(String),
     /// A prefix asked for is not of this host.
     #[error("{0} does not lie in a prefix of this host")]
     NotOwnPrefix(Prefix),
+    /// The requested address is not this host's.
+    #[error("address {address} cannot be given: it is outside this host's prefixes{}", owner.as_ref().map_or_else(String::new, |owner| format!(", and {owner} owns it")))]
+    AddressElsewhere {
+        /// The address asked for.
+        address: IpAddr,
+        /// Whose it is, where that is known.
+        owner: Option<String>,
+    },
+    /// Nothing holds the address.
+    #[error("nothing holds {0}")]
+    AddressFree(IpAddr),
+    /// This host has no prefix to take container addresses from.
+    #[error("this host has no prefix of its own")]
+    NoOwnPrefix,
     /// The requested address cannot be given.
     #[error("address {address} cannot be given: {why}")]
     AddressRefused {
         /// The address asked for.
         address: IpAddr,
         /// Why not.
-        why: &'static str,
-    },
-    /// The requested address has a holder.
-    #[error("address {address} is taken: {holder} {}", if *.cooling { "released it less than a minute ago" } else { "has it" })]
-    AddressTaken {
-        /// The address asked for.
-        address: IpAddr,
-        /// The endpoint or owner that has it.
-        holder: String,
-        /// Whether it was released a moment ago.
-        cooling: bool,
+        why: String,
     },
     /// An endpoint of that name is attached.
     #[error("endpoint {0} exists already")]
@@ -119,6 +151,14 @@ pub enum PlumbingError {
         /// Why not.
         why: &'static str,
     },
+    /// A port cannot be published on an address.
+    #[error("a port cannot be published on {address}: {why}")]
+    PortAddress {
+        /// The address asked for.
+        address: IpAddr,
+        /// Why not.
+        why: &'static str,
+    },
     /// As many ports are published as can be.
     #[error("no port is left: this host publishes at most {0}")]
     TooManyPorts(usize),
@@ -145,12 +185,21 @@ impl PlumbingError {
     #[must_use]
     pub fn why(&self) -> &'static str {
         match self {
-            Self::PrefixExhausted(_) | Self::NoOwnPrefix | Self::NotOwnPrefix(_) => "containers get their addresses from this host's prefixes",
+            Self::PrefixExhausted { .. } | Self::NoOwnPrefix | Self::NotOwnPrefix(_) | Self::OutsidePool { .. } => {
+                "containers get their addresses from this host's prefixes"
+            }
             Self::PortHeld { .. } => "packets to a port go to one place",
             Self::TooManyPorts(_) => "every port is a rule that each new connection may walk past",
-            Self::AddressRefused { .. } | Self::AddressTaken { .. } | Self::BadName { .. } | Self::PortTarget { .. } | Self::NoSelector => {
-                "the request cannot be carried out as it is"
-            }
+            Self::NetworkUsed { .. } => "a network is left only when nothing on this host needs it",
+            Self::NetworkUnknown(_) => "no host of the cluster has announced a network of this name",
+            Self::AddressFree(_) => "only what is held can be released",
+            Self::AddressElsewhere { .. } => "a host gives addresses of its own prefixes only",
+            Self::TooManyNetworks(_) => "what a host announces of its networks must fit into a few records",
+            Self::AddressRefused { .. }
+            | Self::BadName { .. }
+            | Self::PortTarget { .. }
+            | Self::PortAddress { .. }
+            | Self::NoSelector => "the request cannot be carried out as it is",
             Self::EndpointExists(_) => "a name stands for one endpoint of this host",
             Self::EndpointUnknown(_) | Self::LeaseUnknown(_) => "it was never made, was removed, or expired",
             Self::LeaseCommitted(_) => "only a lease that is not yet in use can be aborted",
@@ -176,16 +225,24 @@ impl PlumbingError {
             Self::StateFormat { path, .. } => {
                 format!("install the release that wrote it, or remove {}", path.display())
             }
-            Self::PrefixExhausted(_) => {
-                "remove endpoints (`overlayctl endpoint list`) or give this host a larger prefix".into()
+            Self::PrefixExhausted { .. } => {
+                "see who has them with `overlayctl ipam list`; remove endpoints, or give this host another prefix"
+                    .into()
             }
+            Self::OutsidePool { .. } => "use another network here, or make it again with a wider --pool".into(),
+            Self::NetworkUnknown(name) => format!("make it first: `overlayctl network create {name}`"),
+            Self::NetworkUsed { .. } => "remove them first: `overlayctl endpoint rm NAME`".into(),
+            Self::TooManyNetworks(_) => "remove networks that are not used: `overlayctl network list`".into(),
+            Self::AddressElsewhere { .. } => "leave the address out to get a free one".into(),
+            Self::AddressFree(_) => "see `overlayctl ipam list`".into(),
             Self::NotOwnPrefix(_) => "choose a part of one of the host's prefixes (`overlayctl status`)".into(),
             Self::NoOwnPrefix => "set `prefixes` under [node] in the configuration".into(),
             Self::PortHeld { .. } => "choose another port; `overlayctl nat list` shows what is published".into(),
             Self::PortTarget { .. } => "name a container of `overlayctl endpoint list`, or an overlay address".into(),
+            Self::PortAddress { .. } => "leave the address out to publish on every address of the host".into(),
             Self::TooManyPorts(_) => "take ports back: `overlayctl nat unpublish PORT`".into(),
             Self::NoSelector => "name a port or an owner; `overlayctl nat list` shows them".into(),
-            Self::AddressRefused { .. } | Self::AddressTaken { .. } => "leave the address out to get a free one".into(),
+            Self::AddressRefused { .. } => "leave the address out to get a free one".into(),
             Self::EndpointExists(name) => format!("remove it first: `overlayctl endpoint rm {name}`"),
             Self::LeaseCommitted(_) => "remove the endpoint: `overlayctl endpoint rm NAME`".into(),
             Self::LeaseUnknown(_) => "start again with `overlayctl endpoint add`".into(),
@@ -212,15 +269,26 @@ pub struct TeardownErrors(pub Vec<PlumbingError>);
 impl From<PlumbingError> for ApiError {
     fn from(error: PlumbingError) -> Self {
         let code = match &error {
-            PlumbingError::EndpointUnknown(_) | PlumbingError::LeaseUnknown(_) => Code::NotFound,
-            PlumbingError::EndpointExists(_) | PlumbingError::LeaseCommitted(_) | PlumbingError::PortHeld { .. } | PlumbingError::AddressTaken { .. } => {
-                Code::Conflict
-            }
-            PlumbingError::AddressRefused { .. }
-            | PlumbingError::BadName { .. }
+            PlumbingError::EndpointUnknown(_)
+            | PlumbingError::LeaseUnknown(_)
+            | PlumbingError::NetworkUnknown(_)
+            | PlumbingError::AddressFree(_) => Code::NotFound,
+            PlumbingError::EndpointExists(_)
+            | PlumbingError::LeaseCommitted(_)
+            | PlumbingError::NetworkUsed { .. }
+            | PlumbingError::PortHeld { .. }
+            | PlumbingError::AddressElsewhere { .. }
+            | PlumbingError::AddressRefused { .. } => Code::Conflict,
+            PlumbingError::BadName { .. }
             | PlumbingError::PortTarget { .. }
+            | PlumbingError::PortAddress { .. }
             | PlumbingError::TooManyPorts(_)
-            | PlumbingError::NoSelector => Code::Invalid,
+            | PlumbingError::NoSelector
+            | PlumbingError::PrefixExhausted { .. }
+            | PlumbingError::OutsidePool { .. }
+            | PlumbingError::NoOwnPrefix
+            | PlumbingError::NotOwnPrefix(_)
+            | PlumbingError::TooManyNetworks(_) => Code::Invalid,
             PlumbingError::StateFormat { .. } => Code::StateNewer,
             PlumbingError::File { .. } => Code::Io,
             _ => Code::Plumbing,
@@ -239,4 +307,8 @@ impl From<&PlumbingError> for Problem {
 /// Builds a standing problem.
 pub(crate) fn problem(code: &str, what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Problem {
     Problem { code: code.to_owned(), what: what.into(), why: why.into(), next: next.into() }
+}
+
+fn list(prefixes: &[Prefix]) -> String {
+    prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

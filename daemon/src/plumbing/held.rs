@@ -13,6 +13,7 @@ use overlay_control::api::HeldAddress;
 use serde::{Deserialize, Serialize};
 
 use super::PlumbingError;
+use super::ipam::Holder;
 use super::lease::{COOLDOWN, unix, write_durably};
 
 /// Version of the files.
@@ -77,9 +78,38 @@ impl HeldAddresses {
         Ok(Self { directory, known })
     }
 
-    /// Every address that must not be given to just anybody.
-    pub fn taken(&self) -> impl Iterator<Item = IpAddr> {
-        self.known.keys().copied()
+    /// Every address that must not be given to just anybody, and what holds it.
+    pub fn taken(&self, now: SystemTime) -> impl Iterator<Item = (IpAddr, Holder)> {
+        self.known.values().map(move |held| {
+            let since = unix(now).saturating_sub(held.changed_unix);
+            let holder = match held.state {
+                HeldState::Held => Holder::Held(held.owner.clone()),
+                HeldState::Cooling => Holder::Resting(held.owner.clone(), COOLDOWN.as_secs().saturating_sub(since)),
+            };
+            (held.address, holder)
+        })
+    }
+
+    /// Forgets an address that rests; one that does not is left alone.
+    ///
+    /// # Errors
+    /// When its file cannot be removed.
+    pub fn forget_resting(&mut self, address: IpAddr) -> Result<(), PlumbingError> {
+        if self.known.get(&address).is_some_and(|held| held.state == HeldState::Cooling) {
+            self.forget(address)?;
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, address: IpAddr) -> Result<(), PlumbingError> {
+        let path = self.path(address);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(PlumbingError::file("remove", &path)(error)),
+            _ => {
+                self.known.remove(&address);
+                Ok(())
+            }
+        }
     }
 
     /// Whether an address is held for an owner of the same kind, who may give it to an endpoint.
@@ -89,10 +119,10 @@ impl HeldAddresses {
         held.is_some_and(|held| owner.is_some_and(|owner| kind(owner) == kind(&held.owner)))
     }
 
-    /// Who has an address, or had it a moment ago.
+    /// Whether a plugin has an address, or had it a moment ago.
     #[must_use]
-    pub fn holder(&self, address: IpAddr) -> Option<&Held> {
-        self.known.get(&address)
+    pub fn knows(&self, address: IpAddr) -> bool {
+        self.known.contains_key(&address)
     }
 
     /// Whether an owner may have an address again that it released a moment ago.
@@ -136,13 +166,7 @@ impl HeldAddresses {
         let is_over = |held: &&Held| held.state == HeldState::Cooling && age(held) >= COOLDOWN.as_secs();
         let over: Vec<IpAddr> = self.known.values().filter(is_over).map(|held| held.address).collect();
         for address in &over {
-            let path = self.path(*address);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(PlumbingError::file("remove", &path)(error));
-                }
-                _ => drop(self.known.remove(address)),
-            }
+            self.forget(*address)?;
         }
         Ok(over)
     }
@@ -202,9 +226,9 @@ mod tests {
         assert!(held.may_return(address, "docker/a") && !held.may_return(address, "docker/b"));
         assert!(!held.is_held_by(address, Some("docker/net")) && held.list(now).is_empty());
         assert_eq!(held.settle(now).unwrap(), Vec::<IpAddr>::new());
-        assert_eq!(held.taken().collect::<Vec<_>>(), [address]);
+        assert_eq!(held.taken(now).collect::<Vec<_>>(), [(address, Holder::Resting("docker/a".into(), 60))]);
         assert_eq!(held.settle(now + Duration::from_secs(61)).unwrap(), [address]);
-        assert_eq!(HeldAddresses::open(dir.path()).unwrap().taken().count(), 0);
+        assert_eq!(HeldAddresses::open(dir.path()).unwrap().taken(now).count(), 0);
     }
 
     #[test]
@@ -213,7 +237,7 @@ mod tests {
         let mut held = HeldAddresses::open(dir.path()).unwrap();
         held.hold("fd42::9".parse().unwrap(), "docker/a", SystemTime::now()).unwrap();
         fs::write(dir.path().join("held/torn.tmp"), b"{").unwrap();
-        assert_eq!(HeldAddresses::open(dir.path()).unwrap().taken().count(), 1);
+        assert_eq!(HeldAddresses::open(dir.path()).unwrap().taken(SystemTime::now()).count(), 1);
         fs::write(dir.path().join("held/bad.json"), b"{").unwrap();
         assert!(matches!(HeldAddresses::open(dir.path()), Err(PlumbingError::StateFormat { .. })));
     }

@@ -1,76 +1,317 @@
-//! Container addresses out of the own prefixes: the lowest free one, the first four reserved.
+//! Container addresses out of the own prefixes: which address an endpoint of a network gets, and which block of the own
+//! prefixes a network gets when it needs one.
 //!
-//! Pure: the leases are the arguments. A released address is not given again before its cooldown has passed, so that
-//! packets for the old holder do not reach the new one.
+//! Pure: leases, blocks and reservations are the arguments. A network other than the default one has blocks, carved from
+//! the upper end of a prefix; what is in no block is the default network's, from the lower end. A released address is not
+//! given again before its cooldown has passed, so that packets for the old holder do not reach the new one.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
+use overlay_control::api::IpamUsage;
 use overlay_wire::Prefix;
+use overlay_wire::gossip::networks::{DEFAULT_NETWORK, MAX_NETWORK_BLOCKS};
 
 use super::PlumbingError;
 
 /// Addresses at the start of every prefix that containers never get: network, host, service, spare.
 pub const RESERVED: u128 = 4;
 
-/// Picks one address per family that has a prefix.
-///
-/// # Errors
-/// When there is no own prefix, or every address of a family is taken.
-pub fn allocate(own: &[Prefix], taken: &BTreeSet<IpAddr>) -> Result<Vec<IpAddr>, PlumbingError> {
-    let mut found = Vec::new();
-    for ipv4 in [true, false] {
-        let prefixes: Vec<&Prefix> = own.iter().filter(|p| p.is_ipv4() == ipv4).collect();
-        let Some(last) = prefixes.last() else { continue };
-        let free = prefixes.iter().find_map(|prefix| lowest_free(prefix, taken));
-        found.push(free.ok_or(PlumbingError::PrefixExhausted(**last))?);
-    }
-    if found.is_empty() { Err(PlumbingError::NoOwnPrefix) } else { Ok(found) }
+/// Why an address is not free.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// An endpoint has it.
+    Endpoint(String),
+    /// An endpoint had it, and it rests for so many more seconds.
+    Resting(String, u64),
+    /// It was reserved by hand.
+    Reserved,
+    /// It is held for a plugin.
+    Held(String),
 }
 
-/// Checks addresses that a caller asks for.
-///
-/// # Errors
-/// When one is outside the own prefixes, reserved or taken, or two are of one family.
-pub fn claim(own: &[Prefix], taken: &BTreeSet<IpAddr>, wanted: &[IpAddr]) -> Result<Vec<IpAddr>, PlumbingError> {
-    for (position, address) in wanted.iter().enumerate() {
-        let refuse = |why| PlumbingError::AddressRefused { address: *address, why };
-        let prefix = own.iter().find(|p| p.contains(*address)).ok_or(refuse("it is outside this host's prefixes"))?;
-        if is_reserved(prefix, *address) {
-            return Err(refuse("it is reserved"));
-        }
-        if taken.contains(address) {
-            return Err(refuse("it is in use or was released a moment ago"));
-        }
-        if wanted[..position].iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
-            return Err(refuse("only one address per family is given"));
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Endpoint(name) => write!(f, "endpoint {name} has it"),
+            Self::Resting(name, seconds) => {
+                write!(f, "endpoint {name} had it until a moment ago; it rests {seconds} s")
+            }
+            Self::Held(owner) => write!(f, "{owner} has it"),
+            Self::Reserved => f.write_str("it is reserved (`overlayctl ipam release` frees it)"),
         }
     }
-    Ok(wanted.to_vec())
 }
 
-/// Picks the lowest free address of a part of the own prefixes.
-///
-/// # Errors
-/// When the part is not of this host, or every address of it is taken.
-pub fn allocate_within(own: &[Prefix], taken: &BTreeSet<IpAddr>, within: Prefix) -> Result<IpAddr, PlumbingError> {
-    let prefix = own.iter().find(|prefix| prefix.covers(&within));
-    let prefix = prefix.ok_or(PlumbingError::NotOwnPrefix(within))?;
-    let candidates = (0..).map_while(|index| within.nth(index));
-    let free = |address: &IpAddr| !taken.contains(address) && !is_reserved(prefix, *address);
-    // A large prefix has more addresses than can be taken.
-    candidates.take(taken.len() + 8).find(free).ok_or(PlumbingError::PrefixExhausted(within))
+/// Everything an answer follows from.
+#[derive(Debug, Clone, Default)]
+pub struct Space {
+    /// The host's own prefixes.
+    pub own: Vec<Prefix>,
+    /// Who has which address.
+    pub taken: BTreeMap<IpAddr, Holder>,
+    /// The blocks of every network.
+    pub blocks: Vec<(String, Prefix)>,
 }
 
-/// Whether containers never get an address of an own prefix.
-fn is_reserved(prefix: &Prefix, address: IpAddr) -> bool {
-    (0..RESERVED).any(|index| prefix.nth(index) == Some(address)) || Some(address) == broadcast(prefix)
+/// What is given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// The addresses, at most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// Blocks that the network gets for them.
+    pub carved: Vec<Prefix>,
 }
 
-fn lowest_free(prefix: &Prefix, taken: &BTreeSet<IpAddr>) -> Option<IpAddr> {
-    let candidates = (RESERVED..).map_while(|index| prefix.nth(index));
-    let last = broadcast(prefix);
-    candidates.take_while(|addr| Some(*addr) != last).find(|addr| !taken.contains(addr))
+impl Space {
+    /// Picks one address for each family that the host and the network have. `pool` confines the blocks of a network; one
+    /// of a single family confines it to that family.
+    ///
+    /// # Errors
+    /// When there is no own prefix, or every address of a family is taken.
+    pub fn allocate(&self, network: &str, pool: &[Prefix]) -> Result<Grant, PlumbingError> {
+        let mut grant = Grant::default();
+        for ipv4 in [true, false] {
+            let prefixes: Vec<&Prefix> = self.own.iter().filter(|p| p.is_ipv4() == ipv4).collect();
+            let Some(last) = prefixes.last() else { continue };
+            if !pool.is_empty() && !prefixes.iter().any(|own| pool.iter().any(|part| part.overlaps(own))) {
+                continue;
+            }
+            if network == DEFAULT_NETWORK {
+                let free = prefixes.iter().find_map(|prefix| self.lowest_free(prefix, &self.all_blocks()));
+                grant.addresses.push(free.ok_or_else(|| self.exhausted(network, **last))?);
+                continue;
+            }
+            let in_block = self.blocks_of(network).filter(|block| block.is_ipv4() == ipv4);
+            if let Some(address) = in_block.into_iter().find_map(|block| self.lowest_free(&block, &[])) {
+                grant.addresses.push(address);
+                continue;
+            }
+            let block = self.carve(network, pool, ipv4);
+            let found = block.and_then(|block| Some((block, self.lowest_free(&block, &[])?)));
+            let (block, address) = found.ok_or_else(|| self.exhausted(network, **last))?;
+            grant.carved.push(block);
+            grant.addresses.push(address);
+        }
+        match grant.addresses.is_empty() {
+            false => Ok(grant),
+            true if self.own.is_empty() => Err(PlumbingError::NoOwnPrefix),
+            true => Err(PlumbingError::OutsidePool { network: network.to_owned(), pool: pool.to_vec() }),
+        }
+    }
+
+    /// Checks addresses that a caller asks for; a network without the block they lie in gets it, where it is free.
+    ///
+    /// # Errors
+    /// When one is outside the own prefixes, reserved, taken or another network's, or two are of one family.
+    pub fn claim(&self, network: &str, pool: &[Prefix], wanted: &[IpAddr]) -> Result<Grant, PlumbingError> {
+        let mut grant = Grant::default();
+        for (position, address) in wanted.iter().enumerate() {
+            let refuse = |why: String| PlumbingError::AddressRefused { address: *address, why };
+            let prefix = self
+                .own
+                .iter()
+                .find(|p| p.contains(*address))
+                .ok_or_else(|| PlumbingError::AddressElsewhere { address: *address, owner: None })?;
+            let reserved = (0..RESERVED).any(|index| prefix.nth(index) == Some(*address));
+            if reserved || Some(*address) == broadcast(prefix) {
+                return Err(refuse(format!("the first {RESERVED} addresses and the last are for the host itself")));
+            }
+            if let Some(holder) = self.taken.get(address) {
+                return Err(refuse(holder.to_string()));
+            }
+            if wanted[..position].iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
+                return Err(refuse("only one address per family is given".to_owned()));
+            }
+            match self.blocks.iter().find(|(_, block)| block.contains(*address)) {
+                Some((owner, _)) if owner == network => {}
+                Some((owner, block)) => return Err(refuse(format!("{block} is network {owner}'s here"))),
+                None if network == DEFAULT_NETWORK => {}
+                None => {
+                    let around = self.candidates(prefix, pool).find(|block| block.contains(*address));
+                    let block = around.filter(|block| self.is_free(prefix, block)).ok_or_else(|| {
+                        refuse(format!("it is in the part of network {DEFAULT_NETWORK}, or outside the network's pool"))
+                    })?;
+                    grant.carved.push(block);
+                }
+            }
+        }
+        self.check_count(network, grant.carved.len())?;
+        grant.addresses = wanted.to_vec();
+        Ok(grant)
+    }
+
+    /// The lowest free address of a part of an own prefix, outside of all blocks.
+    ///
+    /// # Errors
+    /// When the part is not of this host, or every address of it is taken.
+    pub fn allocate_within(&self, within: &Prefix) -> Result<IpAddr, PlumbingError> {
+        if !self.own.iter().any(|own| own.covers(within)) {
+            return Err(PlumbingError::NotOwnPrefix(*within));
+        }
+        self.lowest_free(within, &self.all_blocks()).ok_or_else(|| self.exhausted(DEFAULT_NETWORK, *within))
+    }
+
+    /// A block for a network that needs one: the uppermost that is free.
+    #[must_use]
+    pub fn carve(&self, network: &str, pool: &[Prefix], ipv4: bool) -> Option<Prefix> {
+        self.check_count(network, 1).ok()?;
+        let own = self.own.iter().filter(|prefix| prefix.is_ipv4() == ipv4);
+        own.into_iter().find_map(|prefix| self.candidates(prefix, pool).find(|block| self.is_free(prefix, block)))
+    }
+
+    /// The network whose block an address lies in.
+    #[must_use]
+    pub fn network_of(&self, address: IpAddr) -> &str {
+        let block = self.blocks.iter().find(|(_, block)| block.contains(address));
+        block.map_or(DEFAULT_NETWORK, |(network, _)| network)
+    }
+
+    /// How full each own prefix and each block is; of a prefix without its blocks.
+    #[must_use]
+    pub fn usage(&self) -> Vec<IpamUsage> {
+        let mut usage = Vec::new();
+        for own in &self.own {
+            let inside: Vec<&(String, Prefix)> = self.blocks.iter().filter(|(_, block)| own.covers(block)).collect();
+            let in_blocks = inside.iter().fold(0u128, |sum, (_, block)| sum.saturating_add(size(block)));
+            let kept = RESERVED + u128::from(own.is_ipv4());
+            // The last address is for nobody, whoever has the block around it.
+            let last = broadcast(own).filter(|last| inside.iter().any(|(_, block)| block.contains(*last)));
+            let kept_here = kept - u128::from(last.is_some());
+            usage.push(self.usage_of(DEFAULT_NETWORK, *own, size(own).saturating_sub(in_blocks), kept_here));
+            for (network, block) in inside {
+                let kept = u128::from(last.is_some_and(|last| block.contains(last)));
+                usage.push(self.usage_of(network, *block, size(block), kept));
+            }
+        }
+        usage
+    }
+
+    fn usage_of(&self, network: &str, prefix: Prefix, size: u128, kept: u128) -> IpamUsage {
+        let mut counts = Counts::default();
+        let held = self.taken.iter().filter(|(address, _)| prefix.contains(**address));
+        held.filter(|(address, _)| self.network_of(**address) == network).for_each(|(_, holder)| counts.add(holder));
+        let Counts { used, resting, reserved } = counts;
+        let free = size.saturating_sub(kept).saturating_sub(u128::from(used + resting + reserved));
+        let free = u64::try_from(free).unwrap_or(u64::MAX);
+        IpamUsage { network: network.to_owned(), prefix, used, resting, reserved, free }
+    }
+
+    fn check_count(&self, network: &str, more: usize) -> Result<(), PlumbingError> {
+        if self.blocks_of(network).count() + more <= MAX_NETWORK_BLOCKS {
+            return Ok(());
+        }
+        Err(PlumbingError::TooManyNetworks(format!("network {network} has {MAX_NETWORK_BLOCKS} blocks here already")))
+    }
+
+    fn blocks_of<'a>(&'a self, network: &'a str) -> impl Iterator<Item = Prefix> + 'a {
+        self.blocks.iter().filter(move |(name, _)| name == network).map(|(_, block)| *block)
+    }
+
+    fn all_blocks(&self) -> Vec<Prefix> {
+        self.blocks.iter().map(|(_, block)| *block).collect()
+    }
+
+    /// The blocks that a prefix can be cut into inside a pool, the uppermost first.
+    fn candidates<'a>(&'a self, prefix: &'a Prefix, pool: &'a [Prefix]) -> impl Iterator<Item = Prefix> + 'a {
+        let whole = std::slice::from_ref(prefix);
+        let parts = if pool.is_empty() { whole } else { pool };
+        let len = block_len(prefix);
+        parts.iter().filter(|part| part.overlaps(prefix)).flat_map(move |part| {
+            // The part of the pool that is this host's, in blocks of the usual size or one smaller block.
+            let inside = if part.len() > prefix.len() { part } else { prefix };
+            let len = len.max(inside.len());
+            let count = 1u128 << (len - inside.len()).min(16);
+            let step = u32::from(bits(prefix) - len);
+            (0..count).rev().filter_map(move |index| Prefix::new(inside.nth(index << step)?, len).ok())
+        })
+    }
+
+    /// Whether nothing of a block is used: no other block, no reserved place, no address with a holder.
+    fn is_free(&self, prefix: &Prefix, block: &Prefix) -> bool {
+        let last = block.nth((1u128 << (bits(block) - block.len()).min(127)) - 1).unwrap_or(block.addr());
+        !self.blocks.iter().any(|(_, other)| other.overlaps(block))
+            && !(0..RESERVED).any(|index| prefix.nth(index).is_some_and(|address| block.contains(address)))
+            && self.taken.range(block.addr()..=last).next().is_none()
+    }
+
+    fn lowest_free(&self, prefix: &Prefix, holes: &[Prefix]) -> Option<IpAddr> {
+        let around = self.own.iter().find(|own| own.covers(prefix))?;
+        let last = broadcast(around);
+        let is_reserved = |address: &IpAddr| (0..RESERVED).any(|index| around.nth(index) == Some(*address));
+        let mut index = 0u128;
+        loop {
+            let address = prefix.nth(index)?;
+            if let Some(hole) = holes.iter().find(|hole| hole.contains(address)) {
+                // On behind it at once: a block of IPv6 is too large to walk.
+                index = (index | hole_mask(hole)).checked_add(1)?;
+                continue;
+            }
+            if !is_reserved(&address) && Some(address) != last && !self.taken.contains_key(&address) {
+                return Some(address);
+            }
+            index = index.checked_add(1)?;
+        }
+    }
+
+    fn exhausted(&self, network: &str, prefix: Prefix) -> PlumbingError {
+        let is_ours = |address: &IpAddr| {
+            let block = self.blocks.iter().find(|(_, block)| block.contains(*address));
+            address.is_ipv4() == prefix.is_ipv4() && block.map_or(DEFAULT_NETWORK, |(name, _)| name) == network
+        };
+        let mut counts = Counts::default();
+        self.taken.iter().filter(|(address, _)| is_ours(address)).for_each(|(_, holder)| counts.add(holder));
+        PlumbingError::PrefixExhausted { network: network.to_owned(), prefix, counts }
+    }
+}
+
+/// How many addresses are held, and how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// By endpoints.
+    pub used: u64,
+    /// By their cooldown.
+    pub resting: u64,
+    /// By hand.
+    pub reserved: u64,
+}
+
+impl Counts {
+    /// Counts one.
+    pub fn add(&mut self, holder: &Holder) {
+        match holder {
+            Holder::Endpoint(_) | Holder::Held(_) => self.used += 1,
+            Holder::Resting(..) => self.resting += 1,
+            Holder::Reserved => self.reserved += 1,
+        }
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in use, {} resting after use, {} reserved", self.used, self.resting, self.reserved)
+    }
+}
+
+/// The length of the blocks of a prefix: an eighth of an IPv4 prefix, of 256 addresses at most; a /80 of a /64.
+fn block_len(prefix: &Prefix) -> u8 {
+    let (more, least) = if prefix.is_ipv4() { (3, 24) } else { (16, 0) };
+    (prefix.len() + more).max(least).min(bits(prefix)).min(prefix.len() + 16)
+}
+
+fn bits(prefix: &Prefix) -> u8 {
+    if prefix.is_ipv4() { 32 } else { 128 }
+}
+
+/// How many addresses a prefix has.
+fn size(prefix: &Prefix) -> u128 {
+    1u128.checked_shl(u32::from(bits(prefix) - prefix.len())).unwrap_or(u128::MAX)
+}
+
+/// The bits of an index that count inside a prefix.
+fn hole_mask(hole: &Prefix) -> u128 {
+    u128::MAX.checked_shr(128 - u32::from(bits(hole) - hole.len())).unwrap_or(0)
 }
 
 fn broadcast(prefix: &Prefix) -> Option<IpAddr> {
@@ -79,68 +320,4 @@ fn broadcast(prefix: &Prefix) -> Option<IpAddr> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn prefixes(list: &[&str]) -> Vec<Prefix> {
-        list.iter().map(|p| p.parse().unwrap()).collect()
-    }
-
-    fn addresses(list: &[&str]) -> BTreeSet<IpAddr> {
-        list.iter().map(|a| a.parse().unwrap()).collect()
-    }
-
-    #[test]
-    fn fresh_prefixes_give_the_fifth_address_of_each_family() {
-        let own = prefixes(&["10.42.1.0/24", "fd42:0:0:1::/64"]);
-        let got = allocate(&own, &BTreeSet::new()).unwrap();
-        assert_eq!(got, ["10.42.1.4".parse::<IpAddr>().unwrap(), "fd42:0:0:1::4".parse().unwrap()]);
-    }
-
-    #[test]
-    fn part_of_a_prefix_gives_its_own_lowest_address_and_never_reserved_ones() {
-        let own = prefixes(&["10.42.1.0/24", "fd42:0:0:1::/64"]);
-        let pick = |taken: &[&str], part: &str| {
-            allocate_within(&own, &addresses(taken), part.parse().unwrap()).map(|found| found.to_string())
-        };
-        assert_eq!(pick(&[], "10.42.1.0/24").unwrap(), "10.42.1.4");
-        assert_eq!(pick(&["10.42.1.128"], "10.42.1.128/25").unwrap(), "10.42.1.129");
-        assert_eq!(pick(&[], "fd42:0:0:1::/64").unwrap(), "fd42:0:0:1::4");
-        let last = pick(&["10.42.1.252", "10.42.1.253", "10.42.1.254"], "10.42.1.252/30");
-        assert!(matches!(last, Err(PlumbingError::PrefixExhausted(_))), "{last:?}");
-        for foreign in ["10.42.0.0/16", "10.42.2.0/24", "fd43::/64"] {
-            assert!(matches!(pick(&[], foreign), Err(PlumbingError::NotOwnPrefix(_))), "{foreign}");
-        }
-    }
-
-    #[test]
-    fn gap_is_filled_before_the_end() {
-        let own = prefixes(&["10.42.1.0/24"]);
-        let got = allocate(&own, &addresses(&["10.42.1.4", "10.42.1.6"])).unwrap();
-        assert_eq!(got, ["10.42.1.5".parse::<IpAddr>().unwrap()]);
-    }
-
-    #[test]
-    fn full_prefix_goes_on_in_the_next_and_then_refuses() {
-        let own = prefixes(&["10.42.1.0/29", "10.42.9.0/29"]);
-        let mut taken = addresses(&["10.42.1.4", "10.42.1.5", "10.42.1.6"]);
-        assert_eq!(allocate(&own, &taken).unwrap(), ["10.42.9.4".parse::<IpAddr>().unwrap()]);
-        taken.extend(addresses(&["10.42.9.4", "10.42.9.5", "10.42.9.6"]));
-        assert!(matches!(allocate(&own, &taken), Err(PlumbingError::PrefixExhausted(_))));
-        assert!(matches!(allocate(&prefixes(&["10.42.1.1/32"]), &taken), Err(PlumbingError::PrefixExhausted(_))));
-        assert!(matches!(allocate(&[], &taken), Err(PlumbingError::NoOwnPrefix)));
-    }
-
-    #[test]
-    fn claims_outside_reserved_or_taken_are_refused() {
-        let own = prefixes(&["10.42.1.0/24"]);
-        let taken = addresses(&["10.42.1.9"]);
-        for bad in ["10.42.2.9", "10.42.1.0", "10.42.1.1", "10.42.1.3", "10.42.1.255", "10.42.1.9"] {
-            let refused = claim(&own, &taken, &[bad.parse().unwrap()]);
-            assert!(matches!(refused, Err(PlumbingError::AddressRefused { .. })), "{bad}");
-        }
-        assert!(claim(&own, &taken, &["10.42.1.8".parse().unwrap()]).is_ok());
-        let two = ["10.42.1.8".parse().unwrap(), "10.42.1.10".parse().unwrap()];
-        assert!(claim(&own, &taken, &two).is_err());
-    }
-}
+mod tests;

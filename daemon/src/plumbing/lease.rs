@@ -2,9 +2,9 @@
 //!
 //! A lease is `prepared` before anything is created and `committed` once the container side is done. After any crash the
 //! journal therefore names everything that may exist. A removed lease stays as `cooling` until its addresses may be used
-//! again.
+//! again, in a file of its own: the name may be attached anew meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
@@ -12,9 +12,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use overlay_control::api::{EndpointInfo, EndpointLease, EndpointState};
+use overlay_wire::Prefix;
+use overlay_wire::gossip::networks::DEFAULT_NETWORK;
 use serde::{Deserialize, Serialize};
 
 use super::PlumbingError;
+use super::ipam::Holder;
 
 /// Version of the lease files.
 pub const VERSION: u32 = 1;
@@ -67,6 +70,15 @@ pub struct Lease {
     /// Whether the container reaches the overlay only.
     #[serde(default)]
     pub internal: bool,
+    /// The network it is in; absent: the default one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// The bridge its host end is a port of, in a network of that mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
+    /// What the container reaches on the link without the gateway: its bridge's neighbours.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on_link: Vec<Prefix>,
     /// MTU of both ends, in bytes.
     pub mtu: u32,
     /// How far it has come.
@@ -89,6 +101,8 @@ impl Lease {
             interface: self.interface.clone(),
             addresses: self.addresses.clone(),
             gateways: self.gateways.clone(),
+            network: self.network.clone(),
+            on_link: self.on_link.clone(),
             mtu: u16::try_from(self.mtu).unwrap_or(u16::MAX),
             expires_ms: u64::try_from(PREPARE_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
         }
@@ -110,6 +124,25 @@ impl Lease {
             interface: self.interface.clone(),
             netns: self.netns.clone(),
             owner: self.owner.clone(),
+            network: self.network.clone(),
+        }
+    }
+
+    /// The network it is in.
+    #[must_use]
+    pub fn network_name(&self) -> &str {
+        self.network.as_deref().unwrap_or(DEFAULT_NETWORK)
+    }
+
+    /// What its addresses are held by.
+    #[must_use]
+    pub fn holder(&self, now: SystemTime) -> Holder {
+        match self.state {
+            LeaseState::Prepared | LeaseState::Committed => Holder::Endpoint(self.name.clone()),
+            LeaseState::Cooling => {
+                let since = unix(now).saturating_sub(self.changed_unix);
+                Holder::Resting(self.name.clone(), COOLDOWN.as_secs().saturating_sub(since))
+            }
         }
     }
 
@@ -130,7 +163,10 @@ pub fn unix(now: SystemTime) -> u64 {
 #[derive(Debug)]
 pub struct Journal {
     directory: PathBuf,
-    leases: BTreeMap<String, Lease>,
+    /// Prepared and committed ones, by name.
+    live: BTreeMap<String, Lease>,
+    /// Cooling ones, by number.
+    cooling: BTreeMap<u64, Lease>,
 }
 
 impl Journal {
@@ -141,54 +177,95 @@ impl Journal {
     pub fn open(state_dir: &Path) -> Result<Self, PlumbingError> {
         let directory = state_dir.join("leases");
         fs::create_dir_all(&directory).map_err(PlumbingError::file("create", &directory))?;
-        let mut leases = BTreeMap::new();
-        let entries = fs::read_dir(&directory).map_err(PlumbingError::file("list", &directory))?;
+        let mut journal = Self { directory, live: BTreeMap::new(), cooling: BTreeMap::new() };
+        let directory = &journal.directory;
+        let mut misplaced = Vec::new();
+        let entries = fs::read_dir(directory).map_err(PlumbingError::file("list", directory))?;
         for entry in entries {
-            let path = entry.map_err(PlumbingError::file("list", &directory))?.path();
+            let path = entry.map_err(PlumbingError::file("list", directory))?.path();
             match path.extension().and_then(|e| e.to_str()) {
                 Some("json") => {
                     let lease = read_lease(&path)?;
-                    leases.insert(lease.name.clone(), lease);
+                    if path != journal.path(&lease) {
+                        misplaced.push((path, lease));
+                    } else if lease.state == LeaseState::Cooling {
+                        journal.cooling.insert(lease.id, lease);
+                    } else {
+                        journal.live.insert(lease.name.clone(), lease);
+                    }
                 }
                 Some("tmp") => fs::remove_file(&path).map_err(PlumbingError::file("remove", &path))?,
                 _ => {}
             }
         }
-        Ok(Self { directory, leases })
+        // A crash between the two steps of an end leaves the lease in both files, and the later one says what became of it.
+        let ended: Vec<String> = journal
+            .live
+            .values()
+            .filter(|lease| journal.cooling.get(&lease.id).is_some_and(|ended| ended.name == lease.name))
+            .map(|lease| lease.name.clone())
+            .collect();
+        for name in ended {
+            if let Some(lease) = journal.live.remove(&name) {
+                journal.delete(&journal.path(&lease))?;
+            }
+        }
+        // Earlier releases kept cooling leases where live ones stand.
+        for (path, lease) in misplaced {
+            journal.put(lease)?;
+            journal.delete(&path)?;
+        }
+        Ok(journal)
     }
 
-    /// Every lease, cooling ones too, in order of their names.
+    /// Every lease, in order of their names, then cooling ones.
     pub fn iter(&self) -> impl Iterator<Item = &Lease> {
-        self.leases.values()
+        self.live.values().chain(self.cooling.values())
+    }
+
+    /// Every lease that is not cooling, in order of their names.
+    pub fn lives(&self) -> impl Iterator<Item = &Lease> {
+        self.live.values()
     }
 
     /// The lease of a name, unless it is cooling.
     #[must_use]
     pub fn live(&self, name: &str) -> Option<&Lease> {
-        self.leases.get(name).filter(|lease| lease.state != LeaseState::Cooling)
+        self.live.get(name)
     }
 
-    /// Every address that must not be given.
+    /// Every address that must not be given, and by whom it is held; a live holder counts before a cooling one.
     #[must_use]
-    pub fn taken(&self) -> BTreeSet<IpAddr> {
-        self.leases.values().flat_map(|lease| lease.addresses.iter().copied()).collect()
+    pub fn taken(&self, now: SystemTime) -> BTreeMap<IpAddr, Holder> {
+        let leases = self.cooling.values().chain(self.live.values());
+        leases.flat_map(|lease| lease.addresses.iter().map(move |address| (*address, lease.holder(now)))).collect()
     }
 
     /// A number that no lease of this host has had: never below the clock, never one in use.
     #[must_use]
     pub fn next_id(&self, now: SystemTime) -> u64 {
-        let used = self.leases.values().map(|lease| lease.id).max().unwrap_or(0);
+        let used = self.iter().map(|lease| lease.id).max().unwrap_or(0);
         (unix(now) << 16).max(used + 1)
     }
 
-    /// Writes a lease durably.
+    /// Writes a lease durably. One that cools down now no longer stands for its name.
     ///
     /// # Errors
     /// When the file cannot be written; then the old lease stands.
     pub fn put(&mut self, lease: Lease) -> Result<(), PlumbingError> {
         let bytes = serde_json::to_vec_pretty(&lease).expect("a lease serialises");
         write_durably(&self.path(&lease), &bytes)?;
-        self.leases.insert(lease.name.clone(), lease);
+        if lease.state != LeaseState::Cooling {
+            self.live.insert(lease.name.clone(), lease);
+            return Ok(());
+        }
+        let before = self.live.get(&lease.name).filter(|live| live.id == lease.id).map(|live| self.path(live));
+        let name = lease.name.clone();
+        self.cooling.insert(lease.id, lease);
+        if let Some(path) = before {
+            self.live.remove(&name);
+            self.delete(&path)?;
+        }
         Ok(())
     }
 
@@ -196,21 +273,28 @@ impl Journal {
     ///
     /// # Errors
     /// When the file cannot be removed.
-    pub fn forget(&mut self, name: &str) -> Result<(), PlumbingError> {
-        let Some(lease) = self.leases.get(name) else { return Ok(()) };
-        let path = self.path(lease);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(PlumbingError::file("remove", &path)(error));
-            }
-            _ => {}
+    pub fn forget(&mut self, lease: &Lease) -> Result<(), PlumbingError> {
+        self.delete(&self.path(lease))?;
+        if lease.state == LeaseState::Cooling {
+            self.cooling.remove(&lease.id);
+        } else {
+            self.live.remove(&lease.name);
         }
-        self.leases.remove(name);
         Ok(())
     }
 
+    fn delete(&self, path: &Path) -> Result<(), PlumbingError> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(PlumbingError::file("remove", path)(error)),
+            _ => Ok(()),
+        }
+    }
+
     fn path(&self, lease: &Lease) -> PathBuf {
-        self.directory.join(format!("{}.json", lease.host_ifname))
+        match lease.state {
+            LeaseState::Cooling => self.directory.join(format!("cooling-{:016x}.json", lease.id)),
+            _ => self.directory.join(format!("{}.json", lease.host_ifname)),
+        }
     }
 }
 
@@ -257,6 +341,9 @@ mod tests {
             gateways: vec!["10.42.1.1".parse().unwrap()],
             link_gateways: vec![],
             internal: false,
+            network: None,
+            bridge: None,
+            on_link: Vec::new(),
             mtu: 1420,
             state,
             boot_id: "b".into(),
@@ -270,11 +357,53 @@ mod tests {
         let mut journal = Journal::open(dir.path()).unwrap();
         journal.put(lease("a", LeaseState::Prepared)).unwrap();
         journal.put(lease("a", LeaseState::Committed)).unwrap();
-        journal.put(lease("b", LeaseState::Cooling)).unwrap();
+        journal.put(Lease { id: 2, ..lease("b", LeaseState::Cooling) }).unwrap();
         let again = Journal::open(dir.path()).unwrap();
         assert_eq!(again.iter().cloned().collect::<Vec<_>>(), journal.iter().cloned().collect::<Vec<_>>());
         assert!(again.live("a").is_some());
         assert!(again.live("b").is_none());
+    }
+
+    #[test]
+    fn name_attached_anew_leaves_the_old_addresses_cooling() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        let first = lease("a", LeaseState::Committed);
+        journal.put(first.clone()).unwrap();
+        journal.put(Lease { state: LeaseState::Cooling, ..first.clone() }).unwrap();
+        assert!(journal.live("a").is_none());
+        let second = Lease { id: 2, addresses: vec!["10.42.1.5".parse().unwrap()], ..first };
+        journal.put(second.clone()).unwrap();
+        for journal in [&journal, &Journal::open(dir.path()).unwrap()] {
+            assert_eq!(journal.live("a"), Some(&second));
+            let taken = journal.taken(UNIX_EPOCH + Duration::from_secs(1010));
+            assert_eq!(taken[&"10.42.1.4".parse().unwrap()], Holder::Resting("a".into(), 50));
+            assert_eq!(taken[&"10.42.1.5".parse().unwrap()], Holder::Endpoint("a".into()));
+        }
+    }
+
+    #[test]
+    fn crash_in_the_middle_of_an_end_is_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        let live = lease("a", LeaseState::Committed);
+        journal.put(Lease { state: LeaseState::Cooling, ..live.clone() }).unwrap();
+        journal.put(live).unwrap();
+        let again = Journal::open(dir.path()).unwrap();
+        assert!(again.live("a").is_none());
+        assert_eq!(again.iter().count(), 1);
+        assert!(!dir.path().join("leases/ova.json").exists());
+    }
+
+    #[test]
+    fn cooling_lease_of_an_earlier_release_is_moved() {
+        let dir = tempfile::tempdir().unwrap();
+        Journal::open(dir.path()).unwrap();
+        let old = dir.path().join("leases/ova.json");
+        fs::write(&old, serde_json::to_vec(&lease("a", LeaseState::Cooling)).unwrap()).unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        assert!(journal.live("a").is_none() && !old.exists());
+        assert_eq!(Journal::open(dir.path()).unwrap().iter().count(), 1);
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod host_policy;
 pub mod interfaces;
 pub mod ipam;
 pub mod lease;
+pub mod ledger;
 mod netlink;
 pub mod nft;
 mod plumber;
@@ -26,10 +27,12 @@ mod watch;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use overlay_wire::Prefix;
+use overlay_wire::gossip::NetworkOptions;
 
 pub use error::{PlumbingError, TeardownErrors};
 pub use plumber::{Plumber, Reconciled};
@@ -110,4 +113,6 @@ pub struct LearnedRoutes {
     pub remote: Vec<Prefix>,
     /// Prefixes behind this host that it announces to the others; never routed into the overlay here.
     pub announced: Vec<Prefix>,
+    /// The networks of the cluster, as all hosts together say.
+    pub networks: BTreeMap<String, NetworkOptions>,
 }

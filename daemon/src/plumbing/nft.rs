@@ -69,7 +69,8 @@ fn sets(text: &mut String, config: &PlumbingConfig, learned: &LearnedRoutes, att
     let v6 = list_of(&bindings(attachments, IpAddr::is_ipv6));
     line(text, 1, format_args!("set bound4 {{ typeof iifname . ip saddr;{v4} }}"));
     line(text, 1, format_args!("set bound6 {{ typeof iifname . ip6 saddr;{v6} }}"));
-    let internal = attachments.iter().filter(|a| a.internal).map(|a| format!("\"{}\"", a.host_ifname)).collect::<Vec<_>>();
+    let internal =
+        attachments.iter().filter(|a| a.internal).map(|a| format!("\"{}\"", a.host_ifname)).collect::<Vec<_>>();
     line(text, 1, format_args!("set internal {{ type ifname;{} }}", list_of(&internal)));
 }
 

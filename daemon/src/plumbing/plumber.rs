@@ -7,22 +7,31 @@ mod publish;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use overlay_control::api::{AddressBook, AddressHold, EndpointRequest, HeldAddress, Problem, link_alias};
+mod addresses;
+mod held;
+mod networks;
+
+use arc_swap::ArcSwap;
+use overlay_control::api::{EndpointRequest, Problem, link_alias};
 use overlay_dataplane::HostPolicy;
+use overlay_wire::gossip::NetworkEntry;
+use overlay_wire::gossip::networks::DEFAULT_NETWORK;
 use rtnetlink::packet_route::link::LinkAttribute;
 
 use super::desired::{self, Attachment, Family};
 use super::endpoint::{self, GATEWAY_V6};
-use super::held::{HeldAddresses, HeldState};
+use super::held::HeldAddresses;
 use super::interfaces::{Interface, tunnels_in_the_way};
 use super::lease::{COOLDOWN, Journal, Lease, LeaseState, PREPARE_TIMEOUT, VERSION, unix};
+use super::ledger::Ledger;
 use super::netlink::{Kernel, Link};
 use super::nft::{Installation, Look};
 use super::ports::{self, Ports};
 use super::sysctl::Sysctl;
-use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors, firewall, host_policy, ipam, nft};
+use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors, firewall, host_policy, nft};
 
 /// The least MTU of IPv6, in bytes.
 const MTU_LEAST: u32 = 1280;
@@ -54,6 +63,9 @@ impl Reconciled {
     }
 }
 
+/// The networks this host takes part in, with its blocks of them, as last written.
+pub(super) type OwnNetworks = Arc<ArcSwap<BTreeMap<String, NetworkEntry>>>;
+
 /// The host plumbing of one daemon, in the network namespace of the thread that made it.
 #[derive(Debug)]
 pub struct Plumber {
@@ -63,6 +75,8 @@ pub struct Plumber {
     sysctl: Sysctl,
     journal: Journal,
     held: HeldAddresses,
+    ledger: Ledger,
+    own_networks: OwnNetworks,
     boot_id: String,
     /// The tables that bind containers and lead their packets.
     guard: Installation,
@@ -83,6 +97,8 @@ impl Plumber {
     /// When one of them cannot be opened.
     pub fn open(config: PlumbingConfig) -> Result<Self, PlumbingError> {
         let name = config.nft_table.clone();
+        let mut ledger = Ledger::open(&config.state_dir)?;
+        ledger.drop_foreign_blocks(&config.own_prefixes)?;
         let guard = vec![("inet", name.clone()), ("arp", name)];
         Ok(Self {
             guard: Installation::new("install the overlay tables", guard),
@@ -97,6 +113,8 @@ impl Plumber {
             sysctl: Sysctl::open(&config.state_dir)?,
             journal: Journal::open(&config.state_dir)?,
             held: HeldAddresses::open(&config.state_dir)?,
+            own_networks: Arc::new(ArcSwap::from_pointee(ledger.networks())),
+            ledger,
             boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
             learned: LearnedRoutes::default(),
             standing: Vec::new(),
@@ -172,20 +190,19 @@ impl Plumber {
     }
 
     fn attachments(&self, links: &[Link]) -> Vec<Attachment> {
-        let live: Vec<&Lease> = self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling).collect();
         // A container with several links answers on any of them: its routes know nothing of the link a packet came by.
         let siblings = |lease: &Lease| -> Vec<IpAddr> {
-            let same = live.iter().filter(|other| !lease.netns.is_empty() && other.netns == lease.netns);
+            let same = self.journal.lives().filter(|other| !lease.netns.is_empty() && other.netns == lease.netns);
             same.filter(|other| other.name != lease.name).flat_map(|other| other.addresses.iter().copied()).collect()
         };
-        let attachment = |lease: &&Lease| Attachment {
+        let attachment = |lease: &Lease| Attachment {
             host_ifname: lease.host_ifname.clone(),
             index: links.iter().find(|link| link.name == lease.host_ifname).map(|link| link.index),
             addresses: lease.addresses.clone(),
             siblings: siblings(lease),
             internal: lease.internal,
         };
-        live.iter().map(attachment).collect()
+        self.journal.lives().map(attachment).collect()
     }
 
     /// Ends leases whose veth is gone or whose caller never came back, and forgets those that have cooled down.
@@ -201,10 +218,11 @@ impl Plumber {
             let exists = links.iter().any(|link| link.name == lease.host_ifname);
             let over = match lease.state {
                 LeaseState::Cooling if lease.older_than(COOLDOWN, now) => {
-                    outcome.note(self.journal.forget(&lease.name), || format!("freed the addresses of {}", lease.name));
+                    outcome.note(self.journal.forget(&lease), || format!("freed the addresses of {}", lease.name));
                     continue;
                 }
-                LeaseState::Cooling => exists,
+                // A link of that name is the new one's where the name was attached again.
+                LeaseState::Cooling => exists && self.journal.live(&lease.name).is_none(),
                 LeaseState::Committed => !exists,
                 LeaseState::Prepared => !exists || lease.older_than(PREPARE_TIMEOUT, now),
             };
@@ -279,7 +297,7 @@ impl Plumber {
     }
 
     async fn reconcile_veths(&self, links: &[Link], outcome: &mut Reconciled) {
-        for lease in self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling) {
+        for lease in self.journal.lives() {
             if let Some(link) = links.iter().find(|link| link.name == lease.host_ifname) {
                 self.reconcile_veth(lease, link, outcome).await;
             }
@@ -376,32 +394,16 @@ impl Plumber {
     pub async fn prepare(&mut self, request: &EndpointRequest) -> Result<Lease, PlumbingError> {
         endpoint::check_names(request)?;
         if let Some(lease) = self.journal.live(&request.name) {
-            let same = lease.interface == request.interface && lease.netns == request.netns;
+            let same = lease.interface == request.interface
+                && lease.netns == request.netns
+                && lease.network_name() == request.network.as_deref().unwrap_or(DEFAULT_NETWORK);
             if lease.state == LeaseState::Prepared && same {
                 return Ok(lease.clone());
             }
             return Err(PlumbingError::EndpointExists(request.name.clone()));
         }
-        let mut taken = self.taken();
-        let owner = request.owner.as_deref();
+        let addresses = self.give_addresses(request)?;
         let engine = request.engine.clone().unwrap_or_default();
-        for address in request.addresses.iter().filter(|address| self.held.is_held_by(**address, owner)) {
-            let in_use = self.endpoints().into_iter().find(|lease| lease.addresses.contains(address));
-            if let Some(lease) = in_use {
-                return Err(PlumbingError::AddressTaken { address: *address, holder: lease.name, cooling: false });
-            }
-            taken.remove(address);
-        }
-        let addresses = if request.addresses.is_empty() {
-            ipam::allocate(&self.config.own_prefixes, &taken)?
-        } else {
-            self.refuse_taken(&request.addresses, &taken)?;
-            ipam::claim(&self.config.own_prefixes, &taken, &request.addresses)?
-        };
-        if let Some(address) = engine.gateways.iter().find(|address| !self.held.is_held_by(**address, owner)) {
-            let why = "a gateway must be an address held for the same owner";
-            return Err(PlumbingError::AddressRefused { address: *address, why });
-        }
         let gateways = if engine.gateways.is_empty() {
             endpoint::gateways(&addresses, &self.config.host_addresses)
         } else {
@@ -420,8 +422,11 @@ impl Plumber {
             gateways,
             link_gateways: engine.gateways,
             internal: engine.internal,
+            network: request.network.clone().filter(|network| network != DEFAULT_NETWORK),
+            bridge: None,
+            on_link: Vec::new(),
             addresses,
-            mtu: engine.mtu.map_or(self.config.mtu, |mtu| u32::from(mtu).clamp(MTU_LEAST, self.config.mtu)),
+            mtu: engine.mtu.map_or(self.config.mtu, |mtu| u32::from(mtu).max(MTU_LEAST).min(self.config.mtu)),
             state: LeaseState::Prepared,
             boot_id: self.boot_id.clone(),
             changed_unix: unix(SystemTime::now()),
@@ -491,90 +496,26 @@ impl Plumber {
         Ok(lease)
     }
 
-    /// Holds an address for a plugin.
-    ///
-    /// # Errors
-    /// When the address or the part of a prefix is not of this host, taken, or used up.
-    pub fn hold(&mut self, wanted: &AddressHold) -> Result<HeldAddress, PlumbingError> {
-        endpoint::check_owner(&wanted.owner)?;
-        let (own, mut taken) = (&self.config.own_prefixes, self.taken());
-        let address = match wanted.address {
-            None => ipam::allocate_within(own, &taken, wanted.within)?,
-            Some(address) => {
-                if !wanted.within.contains(address) {
-                    let why = "it is outside the network's range";
-                    return Err(PlumbingError::AddressRefused { address, why });
-                }
-                if self.held.may_return(address, &wanted.owner) {
-                    taken.remove(&address);
-                }
-                self.refuse_taken(&[address], &taken)?;
-                ipam::claim(own, &taken, &[address])?;
-                address
-            }
-        };
-        self.held.hold(address, &wanted.owner, SystemTime::now())
-    }
-
-    /// Releases a held address; whether its owner had it.
-    ///
-    /// # Errors
-    /// When it cannot be written down.
-    pub fn release(&mut self, address: IpAddr, owner: &str) -> Result<bool, PlumbingError> {
-        self.held.release(address, owner, SystemTime::now())
-    }
-
-    /// Where addresses come from, and which are held.
-    #[must_use]
-    pub fn address_book(&self) -> AddressBook {
-        AddressBook {
-            own: self.config.own_prefixes.clone(),
-            pool: self.config.pool.clone(),
-            held: self.held.list(SystemTime::now()),
-        }
-    }
-
-    /// Every address that must not be given.
-    fn taken(&self) -> BTreeSet<IpAddr> {
-        let mut taken = self.journal.taken();
-        taken.extend(self.held.taken());
-        taken
-    }
-
-    /// Names the holder of the first address that is taken.
-    fn refuse_taken(&self, wanted: &[IpAddr], taken: &BTreeSet<IpAddr>) -> Result<(), PlumbingError> {
-        let Some(address) = wanted.iter().copied().find(|address| taken.contains(address)) else { return Ok(()) };
-        let lease = self.journal.iter().find(|lease| lease.addresses.contains(&address));
-        let held = self.held.holder(address);
-        let (holder, cooling) = match (lease, held) {
-            (Some(lease), _) => (lease.name.clone(), lease.state == LeaseState::Cooling),
-            (None, Some(held)) => (held.owner.clone(), held.state == HeldState::Cooling),
-            (None, None) => return Ok(()),
-        };
-        Err(PlumbingError::AddressTaken { address, holder, cooling })
-    }
-
     /// Every endpoint, prepared and committed.
     #[must_use]
     pub fn endpoints(&self) -> Vec<Lease> {
-        self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling).cloned().collect()
+        self.journal.lives().cloned().collect()
     }
 
     fn leased(&self, id: u64) -> Result<Lease, PlumbingError> {
-        let mut live = self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling);
-        live.find(|lease| lease.id == id).cloned().ok_or(PlumbingError::LeaseUnknown(id))
+        self.journal.lives().find(|lease| lease.id == id).cloned().ok_or(PlumbingError::LeaseUnknown(id))
     }
 
     async fn undo_prepared(&mut self, lease: &Lease) -> Result<(), PlumbingError> {
         self.kernel.delete_link(&lease.host_ifname).await?;
-        self.journal.forget(&lease.name)
+        self.journal.forget(lease)
     }
 
     async fn end_lease(&mut self, lease: &Lease) -> Result<(), PlumbingError> {
         self.kernel.delete_link(&lease.host_ifname).await?;
         // Held addresses rest, or not, as their owner says.
-        if lease.addresses.iter().all(|address| self.held.holder(*address).is_some()) {
-            return self.journal.forget(&lease.name);
+        if lease.addresses.iter().all(|address| self.held.knows(*address)) {
+            return self.journal.forget(lease);
         }
         let ended = Lease { state: LeaseState::Cooling, changed_unix: unix(SystemTime::now()), ..lease.clone() };
         self.journal.put(ended)

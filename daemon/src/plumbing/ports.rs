@@ -231,7 +231,7 @@ pub fn service_addresses(config: &PlumbingConfig) -> Vec<IpAddr> {
 /// # Errors
 /// When the address cannot be published on.
 pub fn host_address(request: &PublishRequest) -> Result<Option<IpAddr>, PlumbingError> {
-    let refuse = |address, why| PlumbingError::AddressRefused { address, why };
+    let refuse = |address, why| PlumbingError::PortAddress { address, why };
     let Some(ip) = request.host_ip else { return Ok(None) };
     if ip.is_ipv4() != request.target.is_ipv4() {
         return Err(refuse(ip, "its family is not that of the target"));

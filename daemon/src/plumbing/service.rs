@@ -11,14 +11,17 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use overlay_control::api::{
-    AddressBook, AddressHold, EndpointRequest, HeldAddress, PortSelector, Problem, PublishRequest, PublishedPort,
+    AddressBook, AddressHold, EndpointRequest, HeldAddress, IpamAddress, IpamFinding, IpamUsage, PortSelector, Problem,
+    PublishRequest, PublishedPort,
 };
 use overlay_dataplane::{HostPolicy, Published};
+use overlay_wire::gossip::{NetworkEntry, NetworkOptions};
 use tokio::sync::{mpsc, oneshot, watch as watched};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use super::ipam::Holder;
 use super::lease::Lease;
-use super::plumber::{Plumber, Reconciled, Scope};
+use super::plumber::{OwnNetworks, Plumber, Reconciled, Scope};
 use super::watch::{self, Change};
 use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors};
 
@@ -48,11 +51,18 @@ enum Command {
     Remove(String, Reply<Result<Lease, PlumbingError>>),
     List(Reply<Vec<Lease>>),
     Hold(AddressHold, Reply<Result<HeldAddress, PlumbingError>>),
-    Release(IpAddr, String, Reply<Result<bool, PlumbingError>>),
-    Addresses(Reply<AddressBook>),
+    ReleaseHeld(IpAddr, String, Reply<Result<bool, PlumbingError>>),
+    AddressBook(Reply<AddressBook>),
     Publish(PublishRequest, Reply<Result<(PublishedPort, bool), PlumbingError>>),
     Unpublish(PortSelector, Reply<Result<Vec<PublishedPort>, PlumbingError>>),
     Published(Reply<Vec<PublishedPort>>),
+    JoinNetwork(String, NetworkOptions, Reply<Result<bool, PlumbingError>>),
+    LeaveNetwork(String, Reply<Result<bool, PlumbingError>>),
+    Usage(Reply<Vec<IpamUsage>>),
+    Addresses(Reply<Vec<IpamAddress>>),
+    CheckAddresses(bool, Reply<Result<Vec<IpamFinding>, PlumbingError>>),
+    Reserve(IpAddr, Reply<Result<bool, PlumbingError>>),
+    Release(IpAddr, Reply<Result<Holder, PlumbingError>>),
     KernelTunnels(Reply<Result<BTreeMap<String, String>, PlumbingError>>),
     Stop(Reply<Result<(), TeardownErrors>>),
 }
@@ -63,6 +73,7 @@ pub struct PlumbingHandle {
     commands: mpsc::Sender<Command>,
     problems: Arc<Mutex<Vec<Problem>>>,
     openings: watched::Receiver<Published>,
+    own_networks: OwnNetworks,
 }
 
 /// What the thread tells to those who hold a handle.
@@ -94,8 +105,8 @@ pub async fn start(
     };
     let thread =
         std::thread::Builder::new().name("plumbing".into()).spawn(body).map_err(PlumbingError::NetlinkSocket)?;
-    let first = opened.await.map_err(|_| PlumbingError::Stopped)??;
-    Ok((PlumbingHandle { commands, problems, openings }, first, thread))
+    let (first, own_networks) = opened.await.map_err(|_| PlumbingError::Stopped)??;
+    Ok((PlumbingHandle { commands, problems, openings, own_networks }, first, thread))
 }
 
 impl PlumbingHandle {
@@ -175,6 +186,14 @@ impl PlumbingHandle {
         self.call(|reply| Command::Remove(name, reply)).await?
     }
 
+    /// Every endpoint, prepared and committed.
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn endpoints(&self) -> Result<Vec<Lease>, PlumbingError> {
+        self.call(Command::List).await
+    }
+
     /// See [`Plumber::hold`].
     ///
     /// # Errors
@@ -183,12 +202,12 @@ impl PlumbingHandle {
         self.call(|reply| Command::Hold(wanted, reply)).await?
     }
 
-    /// See [`Plumber::release`].
+    /// See [`Plumber::release_held`].
     ///
     /// # Errors
     /// As there, or when the thread has ended.
-    pub async fn release(&self, address: IpAddr, owner: String) -> Result<bool, PlumbingError> {
-        self.call(|reply| Command::Release(address, owner, reply)).await?
+    pub async fn release_held(&self, address: IpAddr, owner: String) -> Result<bool, PlumbingError> {
+        self.call(|reply| Command::ReleaseHeld(address, owner, reply)).await?
     }
 
     /// See [`Plumber::address_book`].
@@ -196,15 +215,7 @@ impl PlumbingHandle {
     /// # Errors
     /// When the thread has ended.
     pub async fn address_book(&self) -> Result<AddressBook, PlumbingError> {
-        self.call(Command::Addresses).await
-    }
-
-    /// Every endpoint, prepared and committed.
-    ///
-    /// # Errors
-    /// When the thread has ended.
-    pub async fn endpoints(&self) -> Result<Vec<Lease>, PlumbingError> {
-        self.call(Command::List).await
+        self.call(Command::AddressBook).await
     }
 
     /// See [`Plumber::publish`].
@@ -235,6 +246,68 @@ impl PlumbingHandle {
     #[must_use]
     pub fn openings(&self) -> watched::Receiver<Published> {
         self.openings.clone()
+    }
+
+    /// The networks this host takes part in, with its blocks of them.
+    #[must_use]
+    pub fn own_networks(&self) -> Arc<BTreeMap<String, NetworkEntry>> {
+        self.own_networks.load_full()
+    }
+
+    /// See [`Plumber::join_network`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn join_network(&self, name: String, options: NetworkOptions) -> Result<bool, PlumbingError> {
+        self.call(|reply| Command::JoinNetwork(name, options, reply)).await?
+    }
+
+    /// See [`Plumber::leave_network`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn leave_network(&self, name: String) -> Result<bool, PlumbingError> {
+        self.call(|reply| Command::LeaveNetwork(name, reply)).await?
+    }
+
+    /// See [`Plumber::usage`].
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn usage(&self) -> Result<Vec<IpamUsage>, PlumbingError> {
+        self.call(Command::Usage).await
+    }
+
+    /// See [`Plumber::addresses`].
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn addresses(&self) -> Result<Vec<IpamAddress>, PlumbingError> {
+        self.call(Command::Addresses).await
+    }
+
+    /// See [`Plumber::check`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn check_addresses(&self, fix: bool) -> Result<Vec<IpamFinding>, PlumbingError> {
+        self.call(|reply| Command::CheckAddresses(fix, reply)).await?
+    }
+
+    /// See [`Plumber::reserve`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn reserve(&self, address: IpAddr) -> Result<bool, PlumbingError> {
+        self.call(|reply| Command::Reserve(address, reply)).await?
+    }
+
+    /// See [`Plumber::release`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn release(&self, address: IpAddr) -> Result<Holder, PlumbingError> {
+        self.call(|reply| Command::Release(address, reply)).await?
     }
 
     /// Kernel tunnel devices that are up, with their kinds.
@@ -270,7 +343,7 @@ async fn serve(
     config: PlumbingConfig,
     policy: &HostPolicy,
     mut inbox: mpsc::Receiver<Command>,
-    ready: Reply<Result<Reconciled, PlumbingError>>,
+    ready: Reply<Result<(Reconciled, OwnNetworks), PlumbingError>>,
     told: &Told,
 ) {
     // One slot per kind of change is enough: a waiting change says everything that a second one would.
@@ -281,7 +354,7 @@ async fn serve(
     };
     plumber.set_host_policy(policy);
     let first = look(&mut plumber, Scope::Everything, told).await;
-    if ready.send(Ok(first)).is_err() {
+    if ready.send(Ok((first, plumber.own_networks()))).is_err() {
         return;
     }
     let mut full = interval(FULL_CHECK);
@@ -348,8 +421,15 @@ async fn obey(plumber: &mut Plumber, command: Command, told: &Told) {
         Command::KernelTunnels(reply) => drop(reply.send(plumber.kernel_tunnels().await)),
         Command::List(reply) => drop(reply.send(plumber.endpoints())),
         Command::Hold(wanted, reply) => drop(reply.send(plumber.hold(&wanted))),
-        Command::Release(address, owner, reply) => drop(reply.send(plumber.release(address, &owner))),
-        Command::Addresses(reply) => drop(reply.send(plumber.address_book())),
+        Command::ReleaseHeld(address, owner, reply) => drop(reply.send(plumber.release_held(address, &owner))),
+        Command::AddressBook(reply) => drop(reply.send(plumber.address_book())),
+        Command::JoinNetwork(name, options, reply) => drop(reply.send(plumber.join_network(&name, options))),
+        Command::LeaveNetwork(name, reply) => drop(reply.send(plumber.leave_network(&name))),
+        Command::Usage(reply) => drop(reply.send(plumber.usage())),
+        Command::Addresses(reply) => drop(reply.send(plumber.addresses())),
+        Command::CheckAddresses(fix, reply) => drop(reply.send(plumber.check(fix).await)),
+        Command::Reserve(address, reply) => drop(reply.send(plumber.reserve(address))),
+        Command::Release(address, reply) => drop(reply.send(plumber.release(address))),
         Command::Stop(_) => {}
     }
     tell_openings(plumber, told);

@@ -40,6 +40,7 @@ fn learned_prefix_inside_the_pool_or_announced_here_adds_no_route() {
             "192.168.9.0/24".parse().unwrap(),
         ],
         announced: vec!["192.168.9.0/24".parse().unwrap()],
+        ..LearnedRoutes::default()
     };
     let found: Vec<String> = desired::overlay_destinations(&config, &learned).iter().map(ToString::to_string).collect();
     assert_eq!(found, ["10.42.0.0/16", "192.168.7.0/24", "fd42::/48"]);
@@ -48,14 +49,13 @@ fn learned_prefix_inside_the_pool_or_announced_here_adds_no_route() {
 #[test]
 fn attachment_without_interface_has_no_route_but_its_prefix_is_unreachable() {
     let config = config(Path::new("/nowhere"));
-    let attachment =
-        Attachment {
-            host_ifname: "ov1".into(),
-            index: None,
-            addresses: vec!["10.42.1.4".parse().unwrap()],
-            siblings: vec!["10.42.1.9".parse().unwrap()],
-            internal: true,
-        };
+    let attachment = Attachment {
+        host_ifname: "ov1".into(),
+        index: None,
+        addresses: vec!["10.42.1.4".parse().unwrap()],
+        siblings: vec!["10.42.1.9".parse().unwrap()],
+        internal: true,
+    };
     let routes = desired::routes(&config, &LearnedRoutes::default(), &[attachment], 7);
     let local: Vec<_> = routes.iter().filter(|(key, _)| key.table == 1001).collect();
     assert_eq!(local.len(), 2);

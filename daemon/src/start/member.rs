@@ -35,6 +35,7 @@ use crate::flow_store::{FlowSaver, FlowStore};
 use crate::handshake::HandshakeThread;
 use crate::membership::{IssuerTask, Kept, Work, keep};
 use crate::metrics;
+use crate::plumbing::ledger::Ledger;
 use crate::plumbing::{self, Masquerade, PlumbingConfig, PlumbingHandle, UnderlayTracking};
 use crate::rebuild::first_host_policy;
 use crate::shared::{HandshakeMessage, Shared, WorkerCommand};
@@ -151,7 +152,9 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
 
     let policy =
         PolicyState::restored(kept.as_ref().map(|kept| kept.cluster_policy.clone()).unwrap_or_default(), start);
-    let first_policy = first_host_policy(&config, policy.rules.as_deref().unwrap_or(&config.policy));
+    let ledger = Ledger::open(&config.paths.state_dir).map_err(|error| plumbing_error(&error))?;
+    let first_policy =
+        first_host_policy(&config, policy.rules.as_deref().unwrap_or(&config.policy), &ledger.networks());
     let (plumbing, first, plumbing_thread) =
         plumbing::start(plumbing_config(&config, mtu), first_policy).await.map_err(|error| plumbing_error(&error))?;
     for problem in &first.problems {
@@ -430,6 +433,9 @@ fn director(
         publish(core, &gossip);
     }
     gossip.announce(announcements(&config), now).map_err(refused)?;
+    if let Err(error) = gossip.publish_networks(&core.plumbing.own_networks(), now) {
+        tracing::error!(cause = %error, "the networks of this host cannot be announced");
+    }
     Ok(Director {
         core: Arc::clone(core),
         gossip,

@@ -28,6 +28,10 @@ pub enum Grounds {
     Deny,
     /// The host's owner published the port, and no rule says otherwise.
     Published,
+    /// The two ends are in different networks.
+    Apart,
+    /// One end is in an internal network and the other outside; no rule can allow it.
+    Internal,
 }
 
 impl fmt::Display for Grounds {
@@ -42,6 +46,8 @@ impl fmt::Display for Grounds {
             Self::ForeignPeer => "default members: the destination is a foreign peer",
             Self::Deny => "default deny: no rule allows it",
             Self::Published => "the port is published on this host",
+            Self::Apart => "the two ends are in different networks, and no rule lets them talk",
+            Self::Internal => "an internal network has no way to the outside, whatever the rules say",
         })
     }
 }

@@ -9,6 +9,7 @@ mod compile;
 mod default;
 mod host;
 mod matcher;
+mod networks;
 mod published;
 mod record;
 mod selector;
@@ -18,6 +19,7 @@ mod tests;
 use std::fmt;
 use std::net::IpAddr;
 
+use overlay_routing::networks::Networks;
 use overlay_wire::Prefix;
 use overlay_wire::policy::{Action, DefaultPolicy, PolicySet, Rule, Selector};
 
@@ -28,6 +30,7 @@ pub use selector::Addresses;
 
 use crate::path::End;
 use matcher::Matcher;
+use networks::NetworkIndex;
 pub use record::RuleEvent;
 pub(crate) use record::RuleLog;
 
@@ -103,8 +106,16 @@ pub enum Warning {
         /// The name.
         name: String,
     },
+    /// No host knows a network of this name.
+    #[error("rule {}: there is no network `{name}`, so the rule matches nothing", rule + 1)]
+    UnknownNetwork {
+        /// The rule's place, counted from 0.
+        rule: usize,
+        /// The name.
+        name: String,
+    },
     /// The selector needs identities or services, which this version does not have.
-    #[error("rule {}: `{selector}` matches nothing in this version; use a prefix or host:NAME", rule + 1)]
+    #[error("rule {}: `{selector}` matches nothing in this version; use a prefix, host:NAME or net:NAME", rule + 1)]
     Unsupported {
         /// The rule's place, counted from 0.
         rule: usize,
@@ -127,10 +138,16 @@ pub enum Warning {
     },
 }
 
-/// Finds the prefixes of a member by its name.
+/// Finds the prefixes of a member or a network by its name.
 pub trait HostResolver {
     /// The prefixes of the member named `name`; `None` when there is no such member.
     fn prefixes(&self, name: &str) -> Option<Vec<Prefix>>;
+
+    /// Where the containers of the network named `name` are; `None` when there is no such network.
+    fn network(&self, name: &str) -> Option<Vec<Prefix>> {
+        let _ = name;
+        None
+    }
 }
 
 impl<F: Fn(&str) -> Option<Vec<Prefix>>> HostResolver for F {
@@ -144,23 +161,25 @@ impl<F: Fn(&str) -> Option<Vec<Prefix>>> HostResolver for F {
 pub struct CompiledPolicy {
     set: PolicySet,
     matcher: Matcher,
+    networks: NetworkIndex,
     warnings: Vec<Warning>,
     hits: record::Hits,
     published: Published,
 }
 
 impl CompiledPolicy {
-    /// Compiles a policy; `hosts` resolves `host:NAME`. Rules that can match nothing give a warning.
+    /// Compiles a policy; `hosts` resolves `host:NAME` and `net:NAME`. Rules that can match nothing give a warning.
     #[must_use]
     pub fn compile(set: &PolicySet, hosts: &impl HostResolver) -> Self {
         let (matcher, warnings) = compile::compile(&set.rules, hosts);
-        Self {
-            set: set.clone(),
-            matcher,
-            warnings,
-            hits: record::Hits::new(set.rules.len()),
-            published: Published::default(),
-        }
+        let (networks, hits) = (NetworkIndex::default(), record::Hits::new(set.rules.len()));
+        Self { set: set.clone(), matcher, networks, warnings, hits, published: Published::default() }
+    }
+
+    /// Keeps these networks apart.
+    #[must_use]
+    pub fn with_networks(self, networks: &Networks) -> Self {
+        Self { networks: NetworkIndex::new(networks), ..self }
     }
 
     /// What was accepted and does not do what it seems to.
@@ -217,6 +236,9 @@ impl CompiledPolicy {
     /// Decides a flow by its tuple and the kind of place its two ends are.
     #[must_use]
     pub fn decide(&self, tuple: &Tuple, from: End, to: End) -> Decision {
+        if let Some(grounds) = self.networks.forbids(tuple, from, to) {
+            return Decision { action: Action::Reject, by: DecidedBy::Default(grounds) };
+        }
         match self.matcher.first(tuple) {
             Some(rule) => {
                 let action = self.set.rules.get(rule as usize).map_or(Action::Deny, |rule| rule.action);
@@ -227,6 +249,9 @@ impl CompiledPolicy {
             }
             None => {
                 let (action, grounds) = default::decide(self.set.default, tuple.protocol, from, to);
+                if action == Action::Allow && self.networks.are_apart(tuple, from, to) {
+                    return Decision { action: Action::Reject, by: DecidedBy::Default(Grounds::Apart) };
+                }
                 Decision { action, by: DecidedBy::Default(grounds) }
             }
         }

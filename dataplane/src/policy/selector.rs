@@ -65,6 +65,14 @@ pub(super) fn resolve(
                 None
             }
         },
+        Selector::Network(name) => match hosts.network(name) {
+            // A network without containers yet is nothing to warn of.
+            Some(prefixes) => (!prefixes.is_empty()).then_some(Addresses::Prefixes(prefixes)),
+            None => {
+                warnings.push(Warning::UnknownNetwork { rule, name: name.clone() });
+                None
+            }
+        },
         Selector::Label { .. } | Selector::Service(_) => {
             warnings.push(Warning::Unsupported { rule, selector: selector.clone() });
             None

@@ -32,7 +32,7 @@ fn walk(set: &PolicySet, tuple: &Tuple) -> Option<u32> {
         Selector::Any => true,
         Selector::Prefix(prefix) => prefix.contains(ip),
         Selector::Host(name) => hosts(name).is_some_and(|list| list.iter().any(|prefix| prefix.contains(ip))),
-        Selector::Label { .. } | Selector::Service(_) => false,
+        Selector::Label { .. } | Selector::Service(_) | Selector::Network(_) => false,
     };
     let position = set.rules.iter().position(|rule| {
         rule.protocol.matches(tuple.protocol)
@@ -69,8 +69,8 @@ fn rules_that_cannot_match_give_warnings_and_match_nothing() {
     assert_eq!(
         texts,
         [
-            "rule 1: `app=web` matches nothing in this version; use a prefix or host:NAME",
-            "rule 2: `service:db` matches nothing in this version; use a prefix or host:NAME",
+            "rule 1: `app=web` matches nothing in this version; use a prefix, host:NAME or net:NAME",
+            "rule 2: `service:db` matches nothing in this version; use a prefix, host:NAME or net:NAME",
             "rule 3: no member is named `nobody`, so the rule matches nothing",
             "rule 4: source and destination have no address family in common, so the rule matches nothing",
             "rule 6: never decides, because rule 5 already matches all it matches",

@@ -2,7 +2,7 @@
 
 use overlay_wire::gossip::codec::Reader;
 use overlay_wire::gossip::envelope::{Content, Envelope, IntroduceAckContent, IntroduceContent};
-use overlay_wire::gossip::{HostBody, Message, Record, RoutesBody};
+use overlay_wire::gossip::{HostBody, Message, NetworksBody, Record, RoutesBody};
 
 /// The clear envelope, and the contents sealed in it.
 pub fn envelope(bytes: &[u8]) {
@@ -50,5 +50,11 @@ pub fn record(bytes: &[u8]) {
     }
     if let Ok(body) = RoutesBody::decode(bytes) {
         assert_eq!(body.encode().as_deref(), Ok(bytes));
+    }
+    if let Ok(body) = NetworksBody::decode(bytes) {
+        assert_eq!(body.encode(), bytes);
+        if body.extension.is_empty() && !body.networks.is_empty() {
+            assert_eq!(NetworksBody::pack(&body.networks).as_deref(), Ok([bytes.to_vec()].as_slice()));
+        }
     }
 }

@@ -51,6 +51,8 @@ fn main() -> ExitCode {
         *place = PathBuf::from(value);
     }
     let Err(error) = docker::serve(&places);
-    eprintln!("error[IO]: the Docker plugin cannot go on\nwhy:   {error}\nnext:  check the paths in `overlay-docker --help`");
+    eprintln!(
+        "error[IO]: the Docker plugin cannot go on\nwhy:   {error}\nnext:  check the paths in `overlay-docker --help`"
+    );
     ExitCode::FAILURE
 }

@@ -7,7 +7,6 @@ use overlay_control::{Code, ControlError};
 use serde_json::{Value, json};
 
 use crate::attach::{self, Namespace};
-use crate::daemon::Daemon;
 
 use super::attachment;
 use super::config::NetworkConfig;
@@ -15,6 +14,7 @@ use super::environment::Environment;
 use super::error::{self, CniError};
 use super::inspect::{self, Interface};
 use super::result;
+use crate::daemon::Daemon;
 
 /// Versions of the specification, oldest first.
 pub const SUPPORTED: &[&str] = &["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -65,6 +65,7 @@ fn add(config: &NetworkConfig, environment: &Environment) -> Result<Value, CniEr
         addresses: config.addresses(environment)?,
         owner: Some(attachment::owner(&config.name)),
         engine: None,
+        network: config.network()?,
     };
     let mut daemon = Daemon::connect(&config.socket()).map_err(|error| down(&error))?;
     let lease = prepare(&mut daemon, &request)?;

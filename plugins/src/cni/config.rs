@@ -37,6 +37,9 @@ pub(super) struct NetworkConfig {
     /// The daemon's control socket.
     #[serde(default)]
     socket: Option<PathBuf>,
+    /// The overlay network of the containers; not the name of this list unless it says so.
+    #[serde(default)]
+    network: Option<String>,
 }
 
 /// One attachment that an engine knows.
@@ -83,6 +86,14 @@ impl NetworkConfig {
 
     pub(super) fn socket(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(|| SOCKET.into())
+    }
+
+    /// The overlay network; absent: the default one.
+    pub(super) fn network(&self) -> Result<Option<String>, CniError> {
+        if let Some(network) = &self.network {
+            check_id("network", network).map_err(|refused| CniError { code: error::CONFIG, ..refused })?;
+        }
+        Ok(self.network.clone())
     }
 
     fn runtime(&self, key: &str) -> Option<&Value> {
@@ -175,6 +186,16 @@ mod tests {
             assert_eq!(config.addresses(&environment).unwrap().len(), 2);
             assert_eq!(config.mac(&environment).unwrap().as_deref(), Some("02:aa:00:00:00:01"));
         }
+    }
+
+    #[test]
+    fn network_is_what_the_key_says_and_not_the_lists_name() {
+        assert_eq!(config(r#"{"cniVersion":"1.0.0","name":"web"}"#).network(), Ok(None));
+        let named = config(r#"{"cniVersion":"1.0.0","name":"n","network":"web"}"#);
+        assert_eq!(named.network(), Ok(Some("web".to_owned())));
+        let bad = config(r#"{"cniVersion":"1.0.0","name":"n","network":"../web"}"#);
+        assert_eq!(bad.network().unwrap_err().code, error::CONFIG);
+        assert_eq!(code(r#"{"cniVersion":"1.0.0","name":"n","network":5}"#), error::DECODE);
     }
 
     #[test]

@@ -136,6 +136,8 @@ mod tests {
             interface: "eth0".into(),
             addresses: vec!["10.42.1.4".parse().unwrap(), "fd42::4".parse().unwrap()],
             gateways: vec![],
+            network: None,
+            on_link: vec![],
             mtu: 1420,
             expires_ms: 1,
         };

@@ -76,6 +76,8 @@ mod tests {
             interface: "eth0".into(),
             addresses: vec!["10.42.1.4".parse().unwrap(), "fd42::4".parse().unwrap()],
             gateways: vec!["10.42.1.1".parse().unwrap(), "fe80::1".parse().unwrap()],
+            network: None,
+            on_link: Vec::new(),
             mtu: 1420,
             expires_ms: 1,
         };

@@ -87,9 +87,7 @@ impl Driver {
             "/Plugin.Activate" => Ok(json!({ "Implements": ["NetworkDriver", "IpamDriver"] })),
             // Swarm does not take plugins of this kind, so the scope is the host's; containers reach other hosts all the same.
             "/NetworkDriver.GetCapabilities" => Ok(json!({ "Scope": "local", "ConnectivityScope": "global" })),
-            "/IpamDriver.GetCapabilities" => {
-                Ok(json!({ "RequiresMACAddress": false, "RequiresRequestReplay": false }))
-            }
+            "/IpamDriver.GetCapabilities" => Ok(json!({ "RequiresMACAddress": false, "RequiresRequestReplay": false })),
             "/IpamDriver.GetDefaultAddressSpaces" => {
                 Ok(json!({ "LocalDefaultAddressSpace": SPACE, "GlobalDefaultAddressSpace": "overlayd-global" }))
             }
@@ -107,7 +105,10 @@ impl Driver {
             "/NetworkDriver.ProgramExternalConnectivity" => self.publish(&read(body)?, deadline),
             "/NetworkDriver.RevokeExternalConnectivity" => self.unpublish(&read(body)?),
             "/NetworkDriver.DiscoverNew" | "/NetworkDriver.DiscoverDelete" => Ok(json!({})),
-            _ => Err(Refusal::unreadable(format_args!("there is no call {:?}", path.chars().take(64).collect::<String>()))),
+            _ => Err(Refusal::unreadable(format_args!(
+                "there is no call {:?}",
+                path.chars().take(64).collect::<String>()
+            ))),
         }
     }
 }

@@ -37,7 +37,9 @@ fn admit() {
         }
         for side in ["-i", "-o"] {
             let rule = rule(side);
-            if !run(program, &[&["-C", CHAIN], &rule[..]].concat()) && run(program, &[&["-I", CHAIN], &rule[..]].concat()) {
+            if !run(program, &[&["-C", CHAIN], &rule[..]].concat())
+                && run(program, &[&["-I", CHAIN], &rule[..]].concat())
+            {
                 eprintln!("{program}: packets of the overlay pass {CHAIN} ({side} {DEVICE})");
             }
         }

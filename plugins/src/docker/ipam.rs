@@ -80,11 +80,14 @@ impl Driver {
     pub(super) fn request_address(&self, request: &AddressRequest, deadline: Deadline) -> Result<Value, Refusal> {
         let wanted = match request.address.as_str() {
             "" => None,
-            text => Some(text.parse::<IpAddr>().map_err(|_| Refusal::unreadable(format_args!("{text:?} is no address")))?),
+            text => {
+                Some(text.parse::<IpAddr>().map_err(|_| Refusal::unreadable(format_args!("{text:?} is no address")))?)
+            }
         };
         let (within, waits) = {
             let mut state = self.state.lock();
-            let unknown = || Refusal::new("overlayd: this pool is not known; remove the Docker network and make it again");
+            let unknown =
+                || Refusal::new("overlayd: this pool is not known; remove the Docker network and make it again");
             let pool = state.pools.get(&request.pool).filter(|pool| !pool.released).ok_or_else(unknown)?;
             let within = if wanted.is_some() { pool.prefix } else { pool.range.unwrap_or(pool.prefix) };
             let (given, waits) = match wanted {
@@ -94,7 +97,9 @@ impl Driver {
             if let (Some(wanted), Some(given)) = (wanted, given) {
                 // A call that dockerd repeats because it got no answer; nobody uses the address.
                 if !given.fixed && state.endpoint_of(wanted).is_none() {
-                    let again = |pool: &mut Pool| drop(pool.addresses.insert(wanted, Given { since: now_unix(), fixed: false }));
+                    let again = |pool: &mut Pool| {
+                        drop(pool.addresses.insert(wanted, Given { since: now_unix(), fixed: false }))
+                    };
                     state.pools.change(&request.pool, again)?;
                     return Ok(json!({ "Address": alone(wanted), "Data": {} }));
                 }
@@ -168,9 +173,7 @@ fn refuse_overlap(state: &State, named: Option<Prefix>) -> Result<(), Refusal> {
 }
 
 /// The overlay network that options name; none: the default one.
-pub(super) fn overlay_network(
-    options: &std::collections::BTreeMap<String, String>,
-) -> Result<Option<String>, Refusal> {
+pub(super) fn overlay_network(options: &std::collections::BTreeMap<String, String>) -> Result<Option<String>, Refusal> {
     if let Some(key) = options.keys().find(|key| *key != NETWORK_OPTION && !key.starts_with("com.docker.")) {
         let shown: String = key.chars().take(64).collect();
         return Err(Refusal::new(format!(

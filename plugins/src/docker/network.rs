@@ -32,9 +32,7 @@ const MAX_PORTS: usize = 4096;
 pub(super) fn check_ids(ids: &[&str]) -> Result<(), Refusal> {
     match ids.iter().find(|id| !is_id(id)) {
         None => Ok(()),
-        Some(id) => {
-            Err(Refusal::unreadable(format_args!("{:?} is no id", id.chars().take(64).collect::<String>())))
-        }
+        Some(id) => Err(Refusal::unreadable(format_args!("{:?} is no id", id.chars().take(64).collect::<String>()))),
     }
 }
 
@@ -215,6 +213,7 @@ impl Driver {
             netns: call.sandbox_key.clone(),
             addresses: endpoint.addresses,
             owner: Some(format!("{OWNER}{}", call.network)),
+            network: None,
             engine: Some(EngineNetwork { gateways: gateways.clone(), mtu: network.mtu, internal: network.internal }),
         };
         let mut daemon = self.daemon(deadline)?;
@@ -342,6 +341,8 @@ mod tests {
             interface: "eth".into(),
             addresses: vec![],
             gateways: vec![],
+            network: None,
+            on_link: vec![],
             mtu: 1420,
             expires_ms: 1,
         }
@@ -372,11 +373,15 @@ mod tests {
     #[test]
     fn routes_to_other_hosts_spare_the_own_prefix_and_nothing_else() {
         let prefixes = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<Prefix>>();
-        let found = elsewhere(&prefixes(&["10.42.0.0/22", "fd42::/62"]), &prefixes(&["10.42.1.0/24", "fd42:0:0:1::/64"]));
+        let found =
+            elsewhere(&prefixes(&["10.42.0.0/22", "fd42::/62"]), &prefixes(&["10.42.1.0/24", "fd42:0:0:1::/64"]));
         assert_eq!(found, prefixes(&["10.42.0.0/24", "10.42.2.0/23", "fd42::/64", "fd42:0:0:2::/63"]));
         assert_eq!(elsewhere(&prefixes(&["10.42.0.0/16"]), &[]), prefixes(&["10.42.0.0/16"]));
         assert!(elsewhere(&prefixes(&["10.42.0.0/16"]), &prefixes(&["10.42.0.0/16"])).is_empty());
-        assert_eq!(elsewhere(&prefixes(&["10.42.0.0/16", "fd42::/48"]), &prefixes(&["10.42.1.0/24", "fd42:0:0:1::/64"])).len(), 24);
+        assert_eq!(
+            elsewhere(&prefixes(&["10.42.0.0/16", "fd42::/48"]), &prefixes(&["10.42.1.0/24", "fd42:0:0:1::/64"])).len(),
+            24
+        );
     }
 
     #[test]

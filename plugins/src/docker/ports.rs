@@ -44,7 +44,10 @@ impl Driver {
 
     pub(super) fn unpublish(&self, call: &EndpointCall) -> Result<Value, Refusal> {
         check_ids(&[&call.network, &call.endpoint])?;
-        self.state.lock().endpoints.change(&call.endpoint, |endpoint| endpoint.unpublishing = !endpoint.ports.is_empty())?;
+        self.state
+            .lock()
+            .endpoints
+            .change(&call.endpoint, |endpoint| endpoint.unpublishing = !endpoint.ports.is_empty())?;
         self.settle_quietly();
         Ok(json!({}))
     }
@@ -71,7 +74,10 @@ fn publish(daemon: &mut Daemon, owner: &str, port: &PortBinding, endpoint: &Endp
         chosen = Some(first_free(daemon, first, last, request)?);
     }
     if none {
-        let text = format!("overlayd: port {} cannot be published on {}: the container has no address of that family", port.port, port.host_ip);
+        let text = format!(
+            "overlayd: port {} cannot be published on {}: the container has no address of that family",
+            port.port, port.host_ip
+        );
         return Err(Refusal::new(text));
     }
     Ok(())

@@ -64,7 +64,11 @@ impl Driver {
             let unpublishing = state.endpoints.iter().filter(|(_, endpoint)| endpoint.unpublishing);
             let deleted = state.endpoints.iter().filter(|(_, endpoint)| endpoint.deleted).map(|(id, _)| id.clone());
             let pools = state.pools.iter().filter(|(_, pool)| pool.released || !pool.releasing.is_empty());
-            (unpublishing.map(|(id, _)| id.clone()).collect(), deleted.collect(), pools.map(|(id, _)| id.clone()).collect())
+            (
+                unpublishing.map(|(id, _)| id.clone()).collect(),
+                deleted.collect(),
+                pools.map(|(id, _)| id.clone()).collect(),
+            )
         };
         if unpublishing.is_empty() && deleted.is_empty() && pools.is_empty() {
             return Ok(());
@@ -127,9 +131,10 @@ impl Driver {
         for one in held.iter().filter(|one| one.owner.starts_with(OWNER) && one.age_s >= YOUNG_S) {
             let pool = one.owner.strip_prefix(OWNER).unwrap_or_default();
             let state = self.state.lock();
-            let is_known = state.pools.get(pool).is_some_and(|pool| {
-                pool.addresses.contains_key(&one.address) || pool.releasing.contains(&one.address)
-            });
+            let is_known = state
+                .pools
+                .get(pool)
+                .is_some_and(|pool| pool.addresses.contains_key(&one.address) || pool.releasing.contains(&one.address));
             drop(state);
             if !is_known {
                 eprintln!("{} is held for nothing that dockerd has; released", one.address);

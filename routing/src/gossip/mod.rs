@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use overlay_wire::HostId;
 use overlay_wire::gossip::envelope::Envelope;
-use overlay_wire::gossip::{Message, PlainStatus, RecordKey, RecordKind, RouteAnnouncement};
+use overlay_wire::gossip::{Message, NetworkEntry, PlainStatus, RecordKey, RecordKind, RouteAnnouncement};
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -24,6 +24,7 @@ mod detect;
 mod introduced;
 mod limiter;
 mod membership;
+mod networks;
 mod pair;
 mod paths;
 mod peer;
@@ -47,6 +48,7 @@ pub use reflexive::{ReflexiveUse, is_reachable_from_elsewhere};
 pub use view::{DownReason, GossipCounters, GossipEvent, MemberState, MemberView, Transmit};
 
 use crate::identity::IdentityKey;
+use crate::networks::Networks;
 use crate::rib::Rib;
 use check::Questions;
 use crypto::Sealed;
@@ -116,6 +118,8 @@ pub struct Gossip {
     last_probed: Option<HostId>,
     trust: Trust,
     rib: Arc<Rib>,
+    own_networks: BTreeMap<String, NetworkEntry>,
+    networks: Arc<Networks>,
     routes_stale: bool,
     /// When stale routes are rebuilt at the latest.
     next_settle: Instant,
@@ -187,6 +191,8 @@ impl Gossip {
             last_probed: Some(host),
             trust: Trust::default(),
             rib: Arc::default(),
+            own_networks: BTreeMap::new(),
+            networks: Arc::default(),
             routes_stale: true,
             next_settle: now,
             endpoints: BTreeSet::new(),

@@ -133,6 +133,8 @@ pub enum GossipEvent {
     },
     /// [`super::Gossip::rib`] changed.
     RoutesChanged,
+    /// [`super::Gossip::networks`] changed.
+    NetworksChanged,
     /// A claim was refused that was not refused before.
     RouteRefused(Box<Refused>),
     /// A member told what it made of our announced prefixes.

@@ -21,10 +21,7 @@ fn recorded_life_of_a_container_is_answered_and_repeating_what_gives_back_is_fin
     let mut docker = Docker::new(&overlay.lab, "h1");
     docker.start_plugin();
     let socket = docker.plugin_socket();
-    assert_eq!(
-        ok(&socket, "/Plugin.Activate", &Value::Null),
-        json!({ "Implements": ["NetworkDriver", "IpamDriver"] })
-    );
+    assert_eq!(ok(&socket, "/Plugin.Activate", &Value::Null), json!({ "Implements": ["NetworkDriver", "IpamDriver"] }));
     assert_eq!(ok(&socket, "/NetworkDriver.GetCapabilities", &Value::Null)["Scope"], "local");
     assert_eq!(ok(&socket, "/IpamDriver.GetCapabilities", &Value::Null)["RequiresMACAddress"], false);
     let spaces = ok(&socket, "/IpamDriver.GetDefaultAddressSpaces", &Value::Null);

@@ -49,7 +49,8 @@ pub(crate) struct Docker<'a> {
 impl<'a> Docker<'a> {
     /// Namespaces, without dockerd and plugin.
     pub(crate) fn new(lab: &'a Lab, host: &str) -> Docker<'a> {
-        let words = ["unshare", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc", "sh", "-c", HOLD, "sh", host];
+        let words =
+            ["unshare", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc", "sh", "-c", HOLD, "sh", host];
         let mut command = lab.command(host, &words).unwrap();
         let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut ready = [0; 6];
@@ -229,7 +230,8 @@ fn remove_cgroups(parent: &str) {
     for root in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
         let group = root.path().join(parent);
         if group.is_dir() {
-            let _ = Command::new("find").arg(&group).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]).output();
+            let _ =
+                Command::new("find").arg(&group).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]).output();
         }
     }
     let group = Path::new("/sys/fs/cgroup").join(parent);
@@ -240,7 +242,8 @@ fn remove_cgroups(parent: &str) {
 
 /// One call of the plugin: status and answer.
 pub(crate) fn call(socket: &Path, path: &str, body: &str) -> (u16, serde_json::Value) {
-    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head =
+        format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
     let answer = exchange(socket, &[head.as_bytes(), body.as_bytes()]);
     let text = String::from_utf8_lossy(&answer).into_owned();
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{path}: no HTTP: {text:?}"));

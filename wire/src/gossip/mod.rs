@@ -7,6 +7,7 @@ pub mod codec;
 pub mod envelope;
 pub mod grant;
 pub mod message;
+pub mod networks;
 pub mod record;
 
 #[cfg(test)]
@@ -16,4 +17,5 @@ pub use body::{BodyError, HostBody, RouteAnnouncement, RoutesBody};
 pub use codec::DecodeError;
 pub use grant::{Grant, GrantError, GrantKind};
 pub use message::{Message, PlainStatus, RouteVerdict};
+pub use networks::{NetworkEntry, NetworkMode, NetworkOptions, NetworksBody};
 pub use record::{Record, RecordKey, RecordKind};

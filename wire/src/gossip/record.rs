@@ -31,6 +31,8 @@ impl RecordKind {
     pub const POLICY: Self = Self(5);
     /// What the host made of the cluster's policy.
     pub const POLICY_STATUS: Self = Self(6);
+    /// The networks the host takes part in, and its blocks of them.
+    pub const NETWORKS: Self = Self(7);
 }
 
 /// The name of a record; versions of one key replace each other.

@@ -5,8 +5,9 @@
 //! ```
 //!
 //! `PROTOCOL` is `any`, `tcp`, `udp`, `icmp`, `icmpv6` or a number; `SELECTOR` is `any`, a prefix or address,
-//! `label=value`, `host:NAME` or `service:NAME`. Printing a rule gives the canonical text, which parses back to an equal
-//! value. Parsing is total and bounded: a rule holds at most [`MAX_RULE_BYTES`] bytes and [`MAX_PORT_RANGES`] ranges.
+//! `label=value`, `host:NAME`, `net:NAME` or `service:NAME`. Printing a rule gives the canonical text, which parses back
+//! to an equal value. Parsing is total and bounded: a rule holds at most [`MAX_RULE_BYTES`] bytes and [`MAX_PORT_RANGES`]
+//! ranges.
 
 mod parse;
 mod print;
@@ -150,6 +151,8 @@ pub enum Selector {
     },
     /// Every prefix of a member host.
     Host(String),
+    /// The containers of a network, on all hosts.
+    Network(String),
     /// The backends of a service.
     Service(String),
 }

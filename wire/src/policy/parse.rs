@@ -9,7 +9,7 @@ use super::{
 use crate::Prefix;
 use crate::prefix::PrefixError;
 
-const SELECTOR: &str = "any, a prefix, an address, label=value, host:NAME or service:NAME";
+const SELECTOR: &str = "any, a prefix, an address, label=value, host:NAME, net:NAME or service:NAME";
 const PROTOCOL: &str = "any, tcp, udp, icmp, icmpv6 or a protocol number from 0 to 255";
 const OPTION: &str = "log, count, audit, name NAME or the end of the rule";
 
@@ -194,6 +194,9 @@ fn selector(words: &mut Words<'_>) -> Result<Selector, RuleError> {
     }
     if let Some(name) = word.strip_prefix("host:") {
         return named(words, name, "host:NAME with letters, digits, dot, dash and underscore").map(Selector::Host);
+    }
+    if let Some(name) = word.strip_prefix("net:") {
+        return named(words, name, "net:NAME with letters, digits, dot, dash and underscore").map(Selector::Network);
     }
     if let Some(name) = word.strip_prefix("service:") {
         return named(words, name, "service:NAME with letters, digits, dot, dash and underscore")

@@ -42,6 +42,7 @@ impl fmt::Display for Selector {
             Self::Prefix(prefix) => write!(f, "{prefix}"),
             Self::Label { key, value } => write!(f, "{key}={value}"),
             Self::Host(name) => write!(f, "host:{name}"),
+            Self::Network(name) => write!(f, "net:{name}"),
             Self::Service(name) => write!(f, "service:{name}"),
         }
     }

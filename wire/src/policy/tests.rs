@@ -63,7 +63,7 @@ fn errors_name_the_word_and_what_was_expected() {
         ("allow tcp from 10.0.0.1/24 to any", "word 4: host bits are set in 10.0.0.1/24; the network is 10.0.0.0/24"),
         (
             "allow tcp from web to any",
-            "word 4: found `web`, expected any, a prefix, an address, label=value, host:NAME or service:NAME",
+            "word 4: found `web`, expected any, a prefix, an address, label=value, host:NAME, net:NAME or service:NAME",
         ),
         ("allow tcp from any to any log log", "word 8: `log` is given twice"),
         (
@@ -115,6 +115,7 @@ pub(crate) fn any_selector() -> impl Strategy<Value = Selector> {
             .prop_map(|(a, l)| Selector::Prefix(Prefix::truncating(a, l).expect("short"))),
         ("[a-z][a-z/]{0,9}", name).prop_map(|(key, value)| Selector::Label { key, value }),
         name.prop_map(Selector::Host),
+        name.prop_map(Selector::Network),
         name.prop_map(Selector::Service),
     ]
 }

@@ -102,7 +102,7 @@ impl Plumber {
         if own.iter().any(|address| address.ip == ip) {
             return Ok(());
         }
-        Err(PlumbingError::AddressRefused { address: ip, why: "no interface of this host has it" })
+        Err(PlumbingError::PortAddress { address: ip, why: "no interface of this host has it" })
     }
 
     /// The container that a request is about and its lease; `None` where the target is on another host.

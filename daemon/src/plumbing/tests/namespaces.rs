@@ -367,7 +367,8 @@ fn overlay_address_from_the_nic_is_dropped_unless_an_announced_network_sent_it()
         assert_eq!(plumber.reconcile(Scope::Everything).await.problems, []);
         assert!(outside.succeeds("ping -c 1 -W 2 192.0.2.1"));
         assert!(!outside.succeeds("ping -c 1 -W 1 10.42.1.1"));
-        plumber.set_routes(LearnedRoutes { remote: vec![], announced: vec!["192.0.2.0/24".parse().unwrap()] });
+        plumber
+            .set_routes(LearnedRoutes { announced: vec!["192.0.2.0/24".parse().unwrap()], ..LearnedRoutes::default() });
         plumber.reconcile(Scope::Everything).await;
         assert!(outside.succeeds("ping -c 1 -W 2 10.42.1.1"), "the positive control failed");
     });
