@@ -1,5 +1,6 @@
 //! The command line as `clap` parses it.
 
+mod dns;
 mod membership;
 mod nat;
 mod network;
@@ -14,6 +15,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use overlay_config::PublicKey;
 use overlay_wire::{Encapsulation, Prefix};
 
+pub(crate) use dns::Dns;
 pub(crate) use nat::{HostPort, Nat, Target};
 pub(crate) use plugin::{Cni, CniPlaces, Docker, Plugin};
 
@@ -99,6 +101,9 @@ pub(crate) enum Command {
     /// Ports of this host that lead to containers.
     #[command(subcommand)]
     Nat(Nat),
+    /// Names of hosts and containers.
+    #[command(subcommand)]
+    Dns(Dns),
     /// Networks of the cluster: containers of different ones do not talk unless the policy says so.
     #[command(subcommand)]
     Network(Network),

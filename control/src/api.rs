@@ -1,6 +1,7 @@
 //! Requests, responses and events. Fields are only added, never renamed, within one protocol version.
 
 mod address;
+mod dns;
 mod endpoint;
 mod error;
 mod membership;
@@ -13,6 +14,7 @@ mod status;
 
 pub use address::{AddressBook, AddressHold, HeldAddress};
 pub use endpoint::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState, EngineNetwork, link_alias};
+pub use dns::{DnsRequest, DnsStatus};
 pub use error::{ApiError, Problem};
 pub use membership::{
     CertificateInfo, InitRequest, Invitation, InviteRequest, Joined, MembershipRequest, MembershipResponse, SecretText,

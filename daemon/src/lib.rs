@@ -17,6 +17,7 @@ pub mod handshake;
 mod logging;
 mod membership;
 pub mod metrics;
+pub mod names;
 pub mod peers;
 pub mod ping;
 pub mod plumbing;

@@ -47,7 +47,7 @@ impl CniInstall {
     /// The network configuration that is written.
     #[must_use]
     pub fn conflist(&self) -> String {
-        let mut ours = json!({ "type": PLUGIN, "capabilities": { "ips": true, "mac": true, "portMappings": true } });
+        let mut ours = json!({ "type": PLUGIN, "capabilities": { "ips": true, "mac": true, "portMappings": true, "aliases": true } });
         if let Some(socket) = &self.socket {
             ours["socket"] = json!(socket);
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use overlay_control::api::{
-    AddressBook, AddressHold, EndpointInfo, EndpointLease, EndpointRequest, HeldAddress, NatRequest, PortSelector,
+    AddressBook, AddressHold, DnsRequest, DnsStatus, EndpointInfo, EndpointLease, EndpointRequest, HeldAddress, NatRequest, PortSelector,
     PublishRequest, PublishedPort, Request, Response,
 };
 use overlay_control::{Client, Code, ControlError};
@@ -49,6 +49,20 @@ impl Daemon {
     pub(crate) fn publish(&mut self, request: PublishRequest) -> Result<Vec<PublishedPort>, ControlError> {
         match self.call(Request::Nat(NatRequest::Publish(request)))? {
             Response::PublishedPorts(ports) => Ok(ports),
+            other => Err(ControlError::Unexpected(other.name())),
+        }
+    }
+
+    /// Gives an endpoint names; they end with it.
+    pub(crate) fn name(&mut self, endpoint: &str, names: Vec<String>) -> Result<(), ControlError> {
+        let endpoint = endpoint.to_owned();
+        self.call(Request::Dns(DnsRequest::SetNames { endpoint, names })).map(drop)
+    }
+
+    /// The server of names.
+    pub(crate) fn dns(&mut self) -> Result<DnsStatus, ControlError> {
+        match self.call(Request::Dns(DnsRequest::Status))? {
+            Response::Dns(status) => Ok(status),
             other => Err(ControlError::Unexpected(other.name())),
         }
     }

@@ -11,3 +11,4 @@ pub mod cni_install;
 mod daemon;
 pub mod docker;
 pub mod docker_install;
+pub mod docker_dns;

@@ -8,6 +8,7 @@ use overlay_wire::{Encapsulation, Prefix};
 use serde::{Deserialize, Serialize};
 
 use super::address::{AddressBook, AddressHold, HeldAddress};
+use super::dns::{DnsRequest, DnsStatus};
 use super::endpoint::{EndpointInfo, EndpointLease, EndpointRequest};
 use super::membership::{MembershipRequest, MembershipResponse};
 use super::nat::{NatRequest, PublishedPort};
@@ -151,6 +152,8 @@ pub enum Request {
     AddressList,
     /// Published ports.
     Nat(NatRequest),
+    /// Names of containers.
+    Dns(DnsRequest),
     /// Networks of the cluster. Answer: `Networks`, or `Done`.
     Network(NetworkRequest),
     /// Addresses of this host. Answer: `Ipam`, or `Done`.
@@ -220,6 +223,7 @@ impl Request {
             | Self::ConfigReload => true,
             Self::Membership(request) => request.is_change(),
             Self::Nat(request) => request.is_change(),
+            Self::Dns(request) => request.is_change(),
             Self::ClusterPolicy(request) => request.is_change(),
             Self::Network(request) => request.is_change(),
             Self::Ipam(request) => request.is_change(),
@@ -305,6 +309,8 @@ pub enum Response {
     Addresses(AddressBook),
     /// Published ports.
     PublishedPorts(Vec<PublishedPort>),
+    /// The server of names.
+    Dns(DnsStatus),
     /// Networks.
     Networks(Vec<NetworkInfo>),
     /// Addresses of this host.
@@ -362,6 +368,7 @@ impl Response {
             Self::Held(_) => "held",
             Self::Addresses(_) => "addresses",
             Self::PublishedPorts(_) => "published_ports",
+            Self::Dns(_) => "dns",
             Self::Networks(_) => "networks",
             Self::Ipam(_) => "ipam",
             Self::Settings(_) => "settings",

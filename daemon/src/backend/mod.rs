@@ -4,6 +4,7 @@ mod addresses;
 mod ask;
 mod change;
 mod cluster_policy;
+mod dns;
 mod endpoints;
 mod held;
 mod look;
@@ -84,6 +85,7 @@ impl Backend for Api {
             Request::AddressRelease { owner, address } => self.address_release(owner, address).await,
             Request::AddressList => self.address_list().await,
             Request::Nat(request) => self.nat(request).await,
+            Request::Dns(request) => self.dns(request).await,
             Request::Network(request) => self.network(request).await,
             Request::Ipam(request) => self.ipam(request).await,
             Request::ConfigCheck { text } => self.config_check(text),

@@ -51,6 +51,7 @@ fn attachment_without_interface_has_no_route_but_its_prefix_is_unreachable() {
     let config = config(Path::new("/nowhere"));
     let attachment = Attachment {
         host_ifname: "ov1".into(),
+        bridge: None,
         index: None,
         addresses: vec!["10.42.1.4".parse().unwrap()],
         siblings: vec!["10.42.1.9".parse().unwrap()],

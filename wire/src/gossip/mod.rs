@@ -7,6 +7,7 @@ pub mod codec;
 pub mod envelope;
 pub mod grant;
 pub mod message;
+pub mod names;
 pub mod networks;
 pub mod record;
 
@@ -17,5 +18,6 @@ pub use body::{BodyError, HostBody, RouteAnnouncement, RoutesBody};
 pub use codec::DecodeError;
 pub use grant::{Grant, GrantError, GrantKind};
 pub use message::{Message, PlainStatus, RouteVerdict};
+pub use names::NamesBody;
 pub use networks::{NetworkEntry, NetworkMode, NetworkOptions, NetworksBody};
 pub use record::{Record, RecordKey, RecordKind};
