@@ -1,5 +1,6 @@
 //! Requests, responses and events. Fields are only added, never renamed, within one protocol version.
 
+mod address;
 mod capture;
 mod dns;
 mod endpoint;
@@ -14,9 +15,10 @@ mod request;
 mod status;
 mod trace;
 
+pub use address::{AddressBook, AddressHold, HeldAddress};
 pub use capture::{CaptureRequest, CaptureVerdict, Captured, CapturedPacket, MAX_SNAPLEN};
 pub use dns::{DnsRequest, DnsStatus};
-pub use endpoint::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState, link_alias};
+pub use endpoint::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState, EngineNetwork, link_alias};
 pub use error::{ApiError, Problem};
 pub use limit::{LimitInfo, LimitRate, LimitRequest};
 pub use membership::{

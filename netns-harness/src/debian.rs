@@ -11,12 +11,15 @@ use crate::packages::exists;
 /// What maintainer scripts ask before they start a service.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// Packages that come with a service.
-const SERVICES: [(&str, &str); 5] = [
+const SERVICES: [(&str, &str); 8] = [
     ("prometheus", "prometheus.service"),
     ("podman", "podman.service"),
     ("podman", "podman.socket"),
     ("podman", "podman-restart.service"),
     ("podman", "podman-auto-update.timer"),
+    ("docker.io", "docker.service"),
+    ("docker.io", "docker.socket"),
+    ("docker.io", "containerd.service"),
 ];
 
 /// Keeps the services of packages that were just installed from starting at the next boot.

@@ -307,7 +307,9 @@ impl Lab {
 
     /// The path of one of the project's programs, if it is one.
     pub fn binary(&self, program: &str) -> Option<String> {
-        ["overlayd", "overlayctl", "overlay-cni", "overlay-lab"].contains(&program).then(|| self.binaries.path(program))
+        ["overlayd", "overlayctl", "overlay-cni", "overlay-docker", "overlay-lab"]
+            .contains(&program)
+            .then(|| self.binaries.path(program))
     }
 
     /// Sets the faults on the link of one host; nothing else changes.

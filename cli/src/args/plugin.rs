@@ -9,6 +9,17 @@ pub(crate) enum Plugin {
     /// The CNI plugin: podman, containerd, Kubernetes.
     #[command(subcommand)]
     Cni(Cni),
+    /// The Docker plugin: `docker network create -d overlayd --ipam-driver overlayd NAME`.
+    #[command(subcommand)]
+    Docker(Docker),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Docker {
+    /// Have systemd hold the plugin's socket, from now on.
+    Install,
+    /// Switch it off again.
+    Remove,
 }
 
 #[derive(Debug, Subcommand)]

@@ -66,6 +66,7 @@ fn attach(context: &mut Context<'_>, add: EndpointAdd) -> Outcome {
         None => format!("pid-{}", add.pid.unwrap_or_default()),
     };
     let request = EndpointRequest {
+        engine: None,
         name,
         interface: add.interface,
         netns: namespace.path().display().to_string(),

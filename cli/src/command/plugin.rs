@@ -1,20 +1,22 @@
 //! `overlayctl plugin`: plugins of container engines put in place and taken away. Works without a daemon.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use overlay_control::api::ApiError;
 use overlay_control::codes::{Code, exit};
 use overlay_plugins::cni_install::{CniInstall, PLUGIN};
+use overlay_plugins::docker_install::{DockerInstall, PROGRAM};
 
 use super::Context;
-use crate::args::{Cni, CniPlaces, Plugin};
+use crate::args::{Cni, CniPlaces, Docker, Plugin};
 use crate::output::Outcome;
 
 pub(super) fn run(context: &mut Context<'_>, verb: Plugin) -> Outcome {
-    let Plugin::Cni(verb) = verb;
     let changes = match verb {
-        Cni::Install(places) => plan(context, places)?.install()?,
-        Cni::Remove(places) => plan(context, places)?.remove()?,
+        Plugin::Cni(Cni::Install(places)) => plan(context, places)?.install()?,
+        Plugin::Cni(Cni::Remove(places)) => plan(context, places)?.remove()?,
+        Plugin::Docker(Docker::Install) => docker_plan()?.install()?,
+        Plugin::Docker(Docker::Remove) => docker_plan()?.remove()?,
     };
     if context.output.json {
         let object = serde_json::json!({ "changed": !changes.is_empty(), "notes": changes });
@@ -27,15 +29,22 @@ pub(super) fn run(context: &mut Context<'_>, verb: Plugin) -> Outcome {
     Ok(exit::OK)
 }
 
+/// A program that is installed beside this one.
+fn beside(name: &str, next: String) -> Result<PathBuf, ApiError> {
+    let here = std::env::current_exe()
+        .and_then(std::fs::canonicalize)
+        .map_err(|error| ApiError::new(Code::Io, "cannot tell where this program lies", error.to_string(), next))?;
+    Ok(here.with_file_name(name))
+}
+
+fn docker_plan() -> Result<DockerInstall, ApiError> {
+    Ok(DockerInstall { program: beside(PROGRAM, format!("start {PROGRAM} yourself"))? })
+}
+
 fn plan(context: &Context<'_>, places: CniPlaces) -> Result<CniInstall, ApiError> {
-    // The plugin is installed beside this program.
-    let here = std::env::current_exe().and_then(std::fs::canonicalize).map_err(|error| {
-        let next = format!("link {PLUGIN} into {} yourself", places.bin_dir.display());
-        ApiError::new(Code::Io, "cannot tell where this program lies", error.to_string(), next)
-    })?;
     let socket = (context.socket != Path::new(overlay_config::defaults::SOCKET)).then(|| context.socket.clone());
     Ok(CniInstall {
-        program: here.with_file_name(PLUGIN),
+        program: beside(PLUGIN, format!("link {PLUGIN} into {} yourself", places.bin_dir.display()))?,
         network: places.name,
         bin_dir: places.bin_dir,
         conf_dir: places.conf_dir,

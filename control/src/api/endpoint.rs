@@ -30,9 +30,26 @@ pub struct EndpointRequest {
     /// Who asked, as `cni/NETWORK`: by this a plugin finds its own endpoints again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
+    /// What an engine decides that gives each of its networks a gateway of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineNetwork>,
     /// The network it is to be in; absent: the network `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+}
+
+/// Properties of an engine's network that an endpoint gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineNetwork {
+    /// Gateways, held addresses of this host: the host answers for them on the endpoint's link. Empty: the usual ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<IpAddr>,
+    /// A smaller MTU than the host's, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// Whether the endpoint reaches the overlay only.
+    #[serde(default)]
+    pub internal: bool,
 }
 
 /// What the caller has to configure in the namespace.

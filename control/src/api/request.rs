@@ -7,6 +7,7 @@ use overlay_wire::policy::PolicySet;
 use overlay_wire::{Encapsulation, Prefix};
 use serde::{Deserialize, Serialize};
 
+use super::address::{AddressBook, AddressHold, HeldAddress};
 use super::capture::{CaptureRequest, Captured};
 use super::dns::{DnsRequest, DnsStatus};
 use super::endpoint::{EndpointInfo, EndpointLease, EndpointRequest};
@@ -145,6 +146,17 @@ pub enum Request {
     },
     /// Every container on this host. Answer: `Endpoints`.
     EndpointList,
+    /// Holds an address for a plugin. Answer: `Held`.
+    AddressHold(AddressHold),
+    /// Releases a held address; one that is not held is fine. Answer: `Done`.
+    AddressRelease {
+        /// For whom it was held.
+        owner: String,
+        /// The address.
+        address: IpAddr,
+    },
+    /// Where addresses come from and which are held. Answer: `Addresses`.
+    AddressList,
     /// Published ports.
     Nat(NatRequest),
     /// Names of containers.
@@ -216,6 +228,8 @@ impl Request {
             | Self::EndpointAbort { .. }
             | Self::EndpointRemove { .. }
             | Self::Capture(_)
+            | Self::AddressHold(_)
+            | Self::AddressRelease { .. }
             | Self::ConfigReload => true,
             Self::Trace(request) => request.send,
             Self::Limit(request) => request.is_change(),
@@ -237,6 +251,7 @@ impl Request {
             | Self::PolicyTest(_)
             | Self::FlowList { .. }
             | Self::EndpointList
+            | Self::AddressList
             | Self::ConfigCheck { .. }
             | Self::ConfigShow
             | Self::ConfigDiff
@@ -304,6 +319,10 @@ pub enum Response {
     Lease(EndpointLease),
     /// Containers.
     Endpoints(Vec<EndpointInfo>),
+    /// An address that is held now.
+    Held(HeldAddress),
+    /// Prefixes and held addresses.
+    Addresses(AddressBook),
     /// Published ports.
     PublishedPorts(Vec<PublishedPort>),
     /// The server of names.
@@ -366,6 +385,8 @@ impl Response {
             Self::Killed { .. } => "killed",
             Self::Lease(_) => "lease",
             Self::Endpoints(_) => "endpoints",
+            Self::Held(_) => "held",
+            Self::Addresses(_) => "addresses",
             Self::PublishedPorts(_) => "published_ports",
             Self::Dns(_) => "dns",
             Self::Networks(_) => "networks",

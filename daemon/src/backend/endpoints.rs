@@ -18,7 +18,8 @@ pub(super) fn refused(error: &PlumbingError) -> ApiError {
         PlumbingError::PrefixExhausted { .. }
         | PlumbingError::OutsidePool { .. }
         | PlumbingError::TooManyNetworks(_)
-        | PlumbingError::NoOwnPrefix => Code::Invalid,
+        | PlumbingError::NoOwnPrefix
+        | PlumbingError::NotOwnPrefix(_) => Code::Invalid,
         PlumbingError::File { .. } => Code::Io,
         _ => Code::Plumbing,
     };

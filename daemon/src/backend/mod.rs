@@ -7,6 +7,7 @@ mod change;
 mod cluster_policy;
 mod dns;
 mod endpoints;
+mod held;
 mod limits;
 mod look;
 mod membership;
@@ -88,6 +89,9 @@ impl Backend for Api {
             Request::EndpointAbort { lease } => self.endpoint_abort(lease).await,
             Request::EndpointRemove { name } => self.endpoint_remove(&name).await,
             Request::EndpointList => self.endpoint_list().await,
+            Request::AddressHold(wanted) => self.address_hold(wanted).await,
+            Request::AddressRelease { owner, address } => self.address_release(owner, address).await,
+            Request::AddressList => self.address_list().await,
             Request::Nat(request) => self.nat(request).await,
             Request::Dns(request) => self.dns(request).await,
             Request::Network(request) => self.network(request).await,

@@ -93,6 +93,10 @@ pub struct Attachment {
     pub index: Option<u32>,
     /// The container's addresses.
     pub addresses: Vec<IpAddr>,
+    /// Further sources accepted from it: addresses that the same container has on other links of ours.
+    pub siblings: Vec<IpAddr>,
+    /// Whether it reaches the overlay only.
+    pub internal: bool,
 }
 
 impl Attachment {

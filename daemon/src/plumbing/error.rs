@@ -88,6 +88,9 @@ pub enum PlumbingError {
     /// More networks or blocks than can be announced.
     #[error("too many networks: {0}")]
     TooManyNetworks(String),
+    /// A prefix asked for is not of this host.
+    #[error("{0} does not lie in a prefix of this host")]
+    NotOwnPrefix(Prefix),
     /// The requested address is not this host's.
     #[error("address {address} cannot be given: it is outside this host's prefixes{}", owner.as_ref().map_or_else(String::new, |owner| format!(", and {owner} owns it")))]
     AddressElsewhere {
@@ -182,7 +185,7 @@ impl PlumbingError {
     #[must_use]
     pub fn why(&self) -> &'static str {
         match self {
-            Self::PrefixExhausted { .. } | Self::NoOwnPrefix | Self::OutsidePool { .. } => {
+            Self::PrefixExhausted { .. } | Self::NoOwnPrefix | Self::NotOwnPrefix(_) | Self::OutsidePool { .. } => {
                 "containers get their addresses from this host's prefixes"
             }
             Self::PortHeld { .. } => "packets to a port go to one place",
@@ -232,6 +235,7 @@ impl PlumbingError {
             Self::TooManyNetworks(_) => "remove networks that are not used: `overlayctl network list`".into(),
             Self::AddressElsewhere { .. } => "leave the address out to get a free one".into(),
             Self::AddressFree(_) => "see `overlayctl ipam list`".into(),
+            Self::NotOwnPrefix(_) => "choose a part of one of the host's prefixes (`overlayctl status`)".into(),
             Self::NoOwnPrefix => "set `prefixes` under [node] in the configuration".into(),
             Self::PortHeld { .. } => "choose another port; `overlayctl nat list` shows what is published".into(),
             Self::PortTarget { .. } => "name a container of `overlayctl endpoint list`, or an overlay address".into(),
@@ -283,6 +287,7 @@ impl From<PlumbingError> for ApiError {
             | PlumbingError::PrefixExhausted { .. }
             | PlumbingError::OutsidePool { .. }
             | PlumbingError::NoOwnPrefix
+            | PlumbingError::NotOwnPrefix(_)
             | PlumbingError::TooManyNetworks(_) => Code::Invalid,
             PlumbingError::StateFormat { .. } => Code::StateNewer,
             PlumbingError::File { .. } => Code::Io,

@@ -27,6 +27,8 @@ pub enum Holder {
     Resting(String, u64),
     /// It was reserved by hand.
     Reserved,
+    /// It is held for a plugin.
+    Held(String),
 }
 
 impl fmt::Display for Holder {
@@ -36,6 +38,7 @@ impl fmt::Display for Holder {
             Self::Resting(name, seconds) => {
                 write!(f, "endpoint {name} had it until a moment ago; it rests {seconds} s")
             }
+            Self::Held(owner) => write!(f, "{owner} has it"),
             Self::Reserved => f.write_str("it is reserved (`overlayctl ipam release` frees it)"),
         }
     }
@@ -137,6 +140,17 @@ impl Space {
         self.check_count(network, grant.carved.len())?;
         grant.addresses = wanted.to_vec();
         Ok(grant)
+    }
+
+    /// The lowest free address of a part of an own prefix, outside of all blocks.
+    ///
+    /// # Errors
+    /// When the part is not of this host, or every address of it is taken.
+    pub fn allocate_within(&self, within: &Prefix) -> Result<IpAddr, PlumbingError> {
+        if !self.own.iter().any(|own| own.covers(within)) {
+            return Err(PlumbingError::NotOwnPrefix(*within));
+        }
+        self.lowest_free(within, &self.all_blocks()).ok_or_else(|| self.exhausted(DEFAULT_NETWORK, *within))
     }
 
     /// A block for a network that needs one: the uppermost that is free.
@@ -267,7 +281,7 @@ impl Counts {
     /// Counts one.
     pub fn add(&mut self, holder: &Holder) {
         match holder {
-            Holder::Endpoint(_) => self.used += 1,
+            Holder::Endpoint(_) | Holder::Held(_) => self.used += 1,
             Holder::Resting(..) => self.resting += 1,
             Holder::Reserved => self.reserved += 1,
         }

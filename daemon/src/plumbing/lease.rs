@@ -64,6 +64,12 @@ pub struct Lease {
     pub addresses: Vec<IpAddr>,
     /// The container's gateways, one per family of `addresses`.
     pub gateways: Vec<IpAddr>,
+    /// Gateways of an engine's network, which the host answers for on this link alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub link_gateways: Vec<IpAddr>,
+    /// Whether the container reaches the overlay only.
+    #[serde(default)]
+    pub internal: bool,
     /// The network it is in; absent: the default one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
@@ -339,6 +345,8 @@ mod tests {
             peer_ifname: format!("op{name}"),
             addresses: vec!["10.42.1.4".parse().unwrap()],
             gateways: vec!["10.42.1.1".parse().unwrap()],
+            link_gateways: vec![],
+            internal: false,
             network: None,
             bridge: None,
             on_link: Vec::new(),

@@ -10,6 +10,7 @@ pub mod desired;
 pub mod endpoint;
 mod error;
 pub mod firewall;
+pub mod held;
 pub mod host_policy;
 pub mod interfaces;
 pub mod ipam;

@@ -237,6 +237,11 @@ impl Kernel {
         let mut request = self.handle.address().add(index, addr, len);
         if addr.is_ipv6() {
             request.message_mut().header.flags = AddressHeaderFlags::Nodad;
+            if len == 128 {
+                // Routes are in tables of ours, never in main.
+                let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+                request.message_mut().attributes.push(AddressAttribute::Flags(flags));
+            }
         }
         tolerate(request.execute().await, &[libc::EEXIST], || format!("add address {addr}/{len}"))
     }

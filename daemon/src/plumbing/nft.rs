@@ -57,7 +57,8 @@ fn list_of(elements: &[String]) -> String {
 }
 
 fn bindings(attachments: &[Attachment], wanted: impl Fn(&IpAddr) -> bool) -> Vec<String> {
-    let pairs = attachments.iter().flat_map(|a| a.addresses.iter().map(move |addr| (a.interface(), addr)));
+    let sources = |a: &'_ Attachment| a.addresses.iter().chain(&a.siblings).copied().collect::<Vec<IpAddr>>();
+    let pairs = attachments.iter().flat_map(|a| sources(a).into_iter().map(move |addr| (a.interface(), addr)));
     pairs.filter(|(_, addr)| wanted(addr)).map(|(ifname, addr)| format!("\"{ifname}\" . {addr}")).collect()
 }
 
@@ -69,6 +70,9 @@ fn sets(text: &mut String, config: &PlumbingConfig, learned: &LearnedRoutes, att
     let v6 = list_of(&bindings(attachments, IpAddr::is_ipv6));
     line(text, 1, format_args!("set bound4 {{ typeof iifname . ip saddr;{v4} }}"));
     line(text, 1, format_args!("set bound6 {{ typeof iifname . ip6 saddr;{v6} }}"));
+    let internal =
+        attachments.iter().filter(|a| a.internal).map(|a| format!("\"{}\"", a.host_ifname)).collect::<Vec<_>>();
+    line(text, 1, format_args!("set internal {{ type ifname;{} }}", list_of(&internal)));
 }
 
 /// Answers to the host itself are tracked, because some of them were translated on their way out.
@@ -118,6 +122,8 @@ fn raw_chains(text: &mut String, config: &PlumbingConfig) {
         "  meta nfproto ipv6 iifname . ip6 saddr != @bound6 counter drop comment \"source not bound to this interface\""
             .to_owned(),
         "  icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } notrack accept".to_owned(),
+        "  iifname @internal ip daddr != @overlay4 counter drop comment \"outside of an internal network\"".to_owned(),
+        "  iifname @internal ip6 daddr != @overlay6 counter drop comment \"outside of an internal network\"".to_owned(),
         "  meta l4proto { 4, 41, 47 } counter drop comment \"encapsulation by a container\"".to_owned(),
         format!("  udp dport {port} counter drop comment \"encapsulation by a container\""),
         "  fib daddr type local accept".to_owned(),

@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 mod addresses;
 mod bridges;
+mod held;
 mod networks;
 
 use arc_swap::ArcSwap;
@@ -24,6 +25,7 @@ use rtnetlink::packet_route::link::LinkAttribute;
 
 use super::desired::{self, Attachment, Family};
 use super::endpoint::{self, GATEWAY_V6};
+use super::held::HeldAddresses;
 use super::interfaces::{Interface, tunnels_in_the_way};
 use super::lease::{COOLDOWN, Journal, Lease, LeaseState, PREPARE_TIMEOUT, VERSION, unix};
 use super::ledger::Ledger;
@@ -34,6 +36,9 @@ use super::ports::table::NameServer;
 use super::ports::{self, Ports};
 use super::sysctl::Sysctl;
 use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors, firewall, host_policy, nft};
+
+/// The least MTU of IPv6, in bytes.
+const MTU_LEAST: u32 = 1280;
 
 /// How much of the host a reconcile looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +78,7 @@ pub struct Plumber {
     kernel: Kernel,
     sysctl: Sysctl,
     journal: Journal,
+    held: HeldAddresses,
     ledger: Ledger,
     own_networks: OwnNetworks,
     boot_id: String,
@@ -119,6 +125,7 @@ impl Plumber {
             kernel: Kernel::open()?,
             sysctl: Sysctl::open(&config.state_dir)?,
             journal: Journal::open(&config.state_dir)?,
+            held: HeldAddresses::open(&config.state_dir)?,
             own_networks: Arc::new(ArcSwap::from_pointee(ledger.networks())),
             ledger,
             boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
@@ -198,19 +205,30 @@ impl Plumber {
     }
 
     fn attachments(&self, links: &[Link]) -> Vec<Attachment> {
-        let live = self.journal.lives();
-        live.map(|lease| Attachment {
+        // A container with several links answers on any of them: its routes know nothing of the link a packet came by.
+        let siblings = |lease: &Lease| -> Vec<IpAddr> {
+            let same = self.journal.lives().filter(|other| !lease.netns.is_empty() && other.netns == lease.netns);
+            same.filter(|other| other.name != lease.name).flat_map(|other| other.addresses.iter().copied()).collect()
+        };
+        let attachment = |lease: &Lease| Attachment {
             host_ifname: lease.host_ifname.clone(),
             bridge: lease.bridge.clone(),
             index: links.iter().find(|link| link.name == *lease.interface_on_host()).map(|link| link.index),
             addresses: lease.addresses.clone(),
-        })
-        .collect()
+            siblings: siblings(lease),
+            internal: lease.internal,
+        };
+        self.journal.lives().map(attachment).collect()
     }
 
     /// Ends leases whose veth is gone or whose caller never came back, and forgets those that have cooled down.
     async fn settle_leases(&mut self, links: &[Link], outcome: &mut Reconciled) {
         let now = SystemTime::now();
+        match self.held.settle(now) {
+            Ok(freed) if freed.is_empty() => {}
+            Ok(freed) => outcome.changes.push(format!("freed {} held addresses", freed.len())),
+            Err(error) => outcome.problems.push(Problem::from(&error)),
+        }
         let leases: Vec<Lease> = self.journal.iter().cloned().collect();
         for lease in leases {
             let exists = links.iter().any(|link| link.name == lease.host_ifname);
@@ -310,16 +328,23 @@ impl Plumber {
             let changes = vec![LinkAttribute::Mtu(lease.mtu), LinkAttribute::Group(self.config.group)];
             outcome.note(self.kernel.change_link(link.index, changes).await, || format!("set {} up", link.name));
         }
-        if lease.bridge.is_some() || !lease.addresses.iter().any(IpAddr::is_ipv6) {
+        let mut wanted: Vec<(IpAddr, u8)> =
+            lease.link_gateways.iter().map(|address| (*address, host_length(*address))).collect();
+        if lease.addresses.iter().any(IpAddr::is_ipv6) {
+            wanted.push((GATEWAY_V6, 64));
+        }
+        if lease.bridge.is_some() || wanted.is_empty() {
             return;
         }
-        match self.kernel.addresses(link.index).await {
-            Ok(present) if present.iter().any(|(addr, _)| *addr == GATEWAY_V6) => {}
-            Ok(_) => {
-                let result = self.kernel.add_address(link.index, GATEWAY_V6, 64).await;
-                outcome.note(result, || format!("added {GATEWAY_V6} to {}", link.name));
+        let present = match self.kernel.addresses(link.index).await {
+            Ok(present) => present,
+            Err(error) => return outcome.problems.push(Problem::from(&error)),
+        };
+        for (address, length) in wanted {
+            if !present.iter().any(|(there, _)| *there == address) {
+                let result = self.kernel.add_address(link.index, address, length).await;
+                outcome.note(result, || format!("added {address} to {}", link.name));
             }
-            Err(error) => outcome.problems.push(Problem::from(&error)),
         }
     }
 
@@ -398,6 +423,12 @@ impl Plumber {
         }
         let addresses = self.give_addresses(request)?;
         let (bridge, on_link) = self.bridging(request, &addresses)?;
+        let engine = request.engine.clone().unwrap_or_default();
+        let gateways = if engine.gateways.is_empty() {
+            endpoint::gateways(&addresses, &self.config.host_addresses)
+        } else {
+            engine.gateways.clone()
+        };
         let (host_ifname, peer_ifname) = endpoint::interface_names(&self.config.interface, &request.name);
         let lease = Lease {
             version: VERSION,
@@ -408,12 +439,14 @@ impl Plumber {
             owner: request.owner.clone(),
             host_ifname,
             peer_ifname,
-            gateways: endpoint::gateways(&addresses, &self.config.host_addresses),
+            gateways,
+            link_gateways: engine.gateways,
+            internal: engine.internal,
             network: request.network.clone().filter(|network| network != DEFAULT_NETWORK),
             bridge,
             on_link,
             addresses,
-            mtu: self.config.mtu,
+            mtu: engine.mtu.map_or(self.config.mtu, |mtu| u32::from(mtu).max(MTU_LEAST).min(self.config.mtu)),
             state: LeaseState::Prepared,
             boot_id: self.boot_id.clone(),
             changed_unix: unix(SystemTime::now()),
@@ -500,6 +533,10 @@ impl Plumber {
 
     async fn end_lease(&mut self, lease: &Lease) -> Result<(), PlumbingError> {
         self.kernel.delete_link(&lease.host_ifname).await?;
+        // Held addresses rest, or not, as their owner says.
+        if lease.addresses.iter().all(|address| self.held.knows(*address)) {
+            return self.journal.forget(lease);
+        }
         let ended = Lease { state: LeaseState::Cooling, changed_unix: unix(SystemTime::now()), ..lease.clone() };
         self.journal.put(ended)
     }

@@ -11,7 +11,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use overlay_control::api::{
-    EndpointRequest, IpamAddress, IpamFinding, IpamUsage, PortSelector, Problem, PublishRequest, PublishedPort,
+    AddressBook, AddressHold, EndpointRequest, HeldAddress, IpamAddress, IpamFinding, IpamUsage, PortSelector, Problem,
+    PublishRequest, PublishedPort,
 };
 use overlay_dataplane::{HostPolicy, Published};
 use overlay_wire::gossip::names::ContainerNames;
@@ -51,6 +52,9 @@ enum Command {
     Abort(u64, Reply<Result<(), PlumbingError>>),
     Remove(String, Reply<Result<Lease, PlumbingError>>),
     List(Reply<Vec<Lease>>),
+    Hold(AddressHold, Reply<Result<HeldAddress, PlumbingError>>),
+    ReleaseHeld(IpAddr, String, Reply<Result<bool, PlumbingError>>),
+    AddressBook(Reply<AddressBook>),
     Publish(PublishRequest, Reply<Result<(PublishedPort, bool), PlumbingError>>),
     Unpublish(PortSelector, Reply<Result<Vec<PublishedPort>, PlumbingError>>),
     Published(Reply<Vec<PublishedPort>>),
@@ -195,6 +199,30 @@ impl PlumbingHandle {
     /// When the thread has ended.
     pub async fn endpoints(&self) -> Result<Vec<Lease>, PlumbingError> {
         self.call(Command::List).await
+    }
+
+    /// See [`Plumber::hold`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn hold(&self, wanted: AddressHold) -> Result<HeldAddress, PlumbingError> {
+        self.call(|reply| Command::Hold(wanted, reply)).await?
+    }
+
+    /// See [`Plumber::release_held`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn release_held(&self, address: IpAddr, owner: String) -> Result<bool, PlumbingError> {
+        self.call(|reply| Command::ReleaseHeld(address, owner, reply)).await?
+    }
+
+    /// See [`Plumber::address_book`].
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn address_book(&self) -> Result<AddressBook, PlumbingError> {
+        self.call(Command::AddressBook).await
     }
 
     /// See [`Plumber::publish`].
@@ -428,6 +456,9 @@ async fn obey(plumber: &mut Plumber, command: Command, told: &Told) {
         }
         Command::KernelTunnels(reply) => drop(reply.send(plumber.kernel_tunnels().await)),
         Command::List(reply) => drop(reply.send(plumber.endpoints())),
+        Command::Hold(wanted, reply) => drop(reply.send(plumber.hold(&wanted))),
+        Command::ReleaseHeld(address, owner, reply) => drop(reply.send(plumber.release_held(address, &owner))),
+        Command::AddressBook(reply) => drop(reply.send(plumber.address_book())),
         Command::JoinNetwork(name, options, reply) => drop(reply.send(plumber.join_network(&name, options))),
         Command::LeaveNetwork(name, reply) => drop(reply.send(plumber.leave_network(&name))),
         Command::Usage(reply) => drop(reply.send(plumber.usage())),

@@ -54,6 +54,8 @@ fn attachment_without_interface_has_no_route_but_its_prefix_is_unreachable() {
         bridge: None,
         index: None,
         addresses: vec!["10.42.1.4".parse().unwrap()],
+        siblings: vec!["10.42.1.9".parse().unwrap()],
+        internal: true,
     };
     let routes = desired::routes(&config, &LearnedRoutes::default(), &[attachment], 7);
     let local: Vec<_> = routes.iter().filter(|(key, _)| key.table == 1001).collect();

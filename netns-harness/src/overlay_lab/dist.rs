@@ -65,14 +65,17 @@ pub(crate) fn build(binaries: &Binaries, out: &Path) -> Result<Vec<PathBuf>> {
 /// The content of the tarball.
 fn fill(binaries: &Binaries, stage: &Path) -> Result<()> {
     let dist = workspace().join("dist");
-    for program in ["overlayd", "overlayctl", "overlay-cni"] {
+    for program in ["overlayd", "overlayctl", "overlay-cni", "overlay-docker"] {
         let target = stage.join("bin").join(program);
         copy(Path::new(&binaries.path(program)), &target, 0o755)?;
         // Without symbols a third of the size; a host without `strip` packs them as they are.
         let _ = Command::new("strip").arg(&target).stderr(Stdio::null()).status();
     }
     copy(&dist.join("install"), &stage.join("install"), 0o755)?;
-    for file in ["overlayd.service", "sysctl.d/60-overlayd.conf", "sysusers.d/overlayd.conf"] {
+    for file in ["overlayd.service", "overlay-docker.socket", "overlay-docker.service"] {
+        copy(&dist.join(file), &stage.join(file), 0o644)?;
+    }
+    for file in ["sysctl.d/60-overlayd.conf", "sysusers.d/overlayd.conf"] {
         copy(&dist.join(file), &stage.join(file), 0o644)?;
     }
     let overlayctl = stage.join("bin/overlayctl");
@@ -131,8 +134,11 @@ fn debian(stage: &Path, out: &Path, version: &str) -> Result<PathBuf> {
         (stage.join("bin/overlayd"), "usr/bin/overlayd".into(), 0o755),
         (stage.join("bin/overlayctl"), "usr/bin/overlayctl".into(), 0o755),
         (stage.join("bin/overlay-cni"), "usr/bin/overlay-cni".into(), 0o755),
+        (stage.join("bin/overlay-docker"), "usr/bin/overlay-docker".into(), 0o755),
         (stage.join("install"), "usr/lib/overlayd/install".into(), 0o755),
         (stage.join("overlayd.service"), "lib/systemd/system/overlayd.service".into(), 0o644),
+        (stage.join("overlay-docker.socket"), "lib/systemd/system/overlay-docker.socket".into(), 0o644),
+        (stage.join("overlay-docker.service"), "lib/systemd/system/overlay-docker.service".into(), 0o644),
         (stage.join("sysctl.d/60-overlayd.conf"), "usr/lib/sysctl.d/60-overlayd.conf".into(), 0o644),
         (stage.join("sysusers.d/overlayd.conf"), "usr/lib/sysusers.d/overlayd.conf".into(), 0o644),
     ];

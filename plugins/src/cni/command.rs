@@ -10,12 +10,12 @@ use crate::attach::{self, Namespace};
 
 use super::attachment;
 use super::config::NetworkConfig;
-use super::daemon::Daemon;
 use super::environment::Environment;
 use super::error::{self, CniError};
 use super::inspect::{self, Interface};
 use super::names;
 use super::result;
+use crate::daemon::Daemon;
 
 /// Versions of the specification, oldest first.
 pub const SUPPORTED: &[&str] = &["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -66,6 +66,7 @@ fn add(config: &NetworkConfig, environment: &Environment) -> Result<Value, CniEr
         netns: netns.to_owned(),
         addresses: config.addresses(environment)?,
         owner: Some(attachment::owner(&config.name)),
+        engine: None,
         network: config.network()?,
     };
     let mut daemon = Daemon::connect(&config.socket()).map_err(|error| down(&error))?;

@@ -7,7 +7,6 @@
 mod attachment;
 mod command;
 mod config;
-mod daemon;
 mod environment;
 mod error;
 mod inspect;

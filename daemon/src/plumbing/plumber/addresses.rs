@@ -42,13 +42,17 @@ impl Plumber {
                 Holder::Endpoint(name) => (AddressState::Used, Some(name.clone()), None),
                 Holder::Resting(name, seconds) => (AddressState::Resting, Some(name.clone()), Some(*seconds)),
                 Holder::Reserved => (AddressState::Reserved, None, None),
+                Holder::Held(_) => (AddressState::Used, None, None),
             };
             IpamAddress {
                 address: *address,
                 network: space.network_of(*address).to_owned(),
                 state,
                 endpoint,
-                owner: owners.get(address).cloned().flatten(),
+                owner: match holder {
+                    Holder::Held(owner) => Some(owner.clone()),
+                    _ => owners.get(address).cloned().flatten(),
+                },
                 seconds,
             }
         });
@@ -82,10 +86,15 @@ impl Plumber {
                 let why = format!("endpoint {name} has it, and gives it back with `overlayctl endpoint rm {name}`");
                 return Err(PlumbingError::AddressRefused { address, why });
             }
+            Holder::Held(owner) => {
+                let why = format!("{owner} has it, and the engine gives it back with its container or network");
+                return Err(PlumbingError::AddressRefused { address, why });
+            }
             Holder::Reserved => {
                 self.ledger.reserve(address, Keep::Free)?;
             }
             Holder::Resting(..) => {
+                self.held.forget_resting(address)?;
                 let is_resting =
                     |lease: &&Lease| lease.state == LeaseState::Cooling && lease.addresses.contains(&address);
                 let leases: Vec<Lease> = self.journal.iter().filter(is_resting).cloned().collect();

@@ -47,7 +47,9 @@ impl Plumber {
     pub(super) fn give_addresses(&mut self, request: &EndpointRequest) -> Result<Vec<IpAddr>, PlumbingError> {
         let network = request.network.as_deref().unwrap_or(DEFAULT_NETWORK);
         let options = self.network_options(network)?;
-        let space = self.space();
+        self.check_gateways(request)?;
+        let mut space = self.space();
+        self.lend_held(request, &mut space);
         let grant = if request.addresses.is_empty() {
             space.allocate(network, &options.pool)?
         } else {
@@ -76,6 +78,9 @@ impl Plumber {
         let mut taken = self.journal.taken(SystemTime::now());
         for address in self.ledger.reserved() {
             taken.entry(*address).or_insert(Holder::Reserved);
+        }
+        for (address, holder) in self.held.taken(SystemTime::now()) {
+            taken.entry(address).or_insert(holder);
         }
         Space {
             own: self.config.own_prefixes.clone(),

@@ -24,6 +24,20 @@ sleep 0.2
 wait_active
 ip netns exec one ping -c 1 -W 2 fd42:0:0:1::5
 
+# The Docker plugin: systemd holds its socket, the first call starts it, and it reaches the daemon.
+plugin() {
+    curl -s --max-time 5 --unix-socket /run/docker/plugins/overlayd.sock -d "$2" "http://plugin/$1"
+}
+fails plugin Plugin.Activate ''
+overlayctl plugin docker install
+plugin Plugin.Activate '' | grep -q IpamDriver
+plugin IpamDriver.RequestPool '{"AddressSpace":"overlayd"}' | grep -q '"Pool":"10.42.1.0/24"'
+main=$(systemctl show --property=MainPID --value overlay-docker)
+grep -q '^Seccomp:.2$' "/proc/$main/status"
+grep -q '^CapBnd:.0000000000003000$' "/proc/$main/status"
+overlayctl plugin docker remove
+fails plugin Plugin.Activate ''
+
 ./install
 ./install --uninstall --purge
 ip netns del one
