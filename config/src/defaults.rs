@@ -35,12 +35,15 @@ pub(crate) const NFT_TABLE: &str = "overlay";
 pub(crate) const MASQUERADE: bool = true;
 pub(crate) const POLICY: DefaultPolicy = DefaultPolicy::Members;
 pub(crate) const CONNTRACK_ENTRIES: u32 = 262_144;
+pub(crate) const CAPTURE_BACK_SECONDS: u32 = 0;
 pub(crate) const STATE_DIR: &str = "/var/lib/overlay";
 pub(crate) const RUNTIME_DIR: &str = "/run/overlay";
 pub(crate) const IDENTITY_NAME: &str = "identity.key";
 pub(crate) const SOCKET_NAME: &str = "overlayd.sock";
 pub(crate) const LOG_LEVEL: LogLevel = LogLevel::Info;
 pub(crate) const METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9821);
+pub(crate) const DNS_ENABLED: bool = true;
+pub(crate) const DNS_DOMAIN: &str = "overlay.internal";
 
 /// Where `overlayd` looks for its configuration when not told.
 pub const CONFIG_FILE: &str = "/etc/overlay/overlayd.toml";
@@ -80,9 +83,12 @@ pub const TABLE: &[Default] = &[
     default("policy.default", "members", "containers of members talk, everything else is rejected"),
     default("policy.rules", "[]", "the default action decides"),
     default("limits.conntrack_entries", "262144", "about 64 MiB when full"),
+    default("limits.capture_back_seconds", "0", "keeping costs a copy of each packet"),
     default("paths.state_dir", "/var/lib/overlay", "Filesystem Hierarchy Standard, 5.8"),
     default("paths.runtime_dir", "/run/overlay", "Filesystem Hierarchy Standard, 3.15"),
     default("paths.socket", "/run/overlay/overlayd.sock", "inside paths.runtime_dir"),
     default("log.level", "info", "one line per change of state"),
+    default("dns.enabled", "true", "containers find each other by name; nothing else uses it unasked"),
+    default("dns.domain", "overlay.internal", "`internal` is reserved for private use"),
     default("metrics.listen", "127.0.0.1:9821", "for a collector on this host; nothing is open to others"),
 ];

@@ -148,10 +148,16 @@ impl Config {
         out.put("policy.default", self.policy.default);
         out.list("policy.rules", &self.policy.rules);
         out.put("limits.conntrack_entries", self.limits.conntrack_entries);
+        out.put("limits.capture_back_seconds", self.limits.capture_back_seconds);
         out.put("paths.state_dir", self.paths.state_dir.display());
         out.put("paths.runtime_dir", self.paths.runtime_dir.display());
         out.put("paths.socket", self.paths.socket.display());
         out.put("log.level", self.log.level.name());
+        out.put("dns.enabled", self.dns.enabled);
+        out.put("dns.domain", &self.dns.domain);
+        if let Some(forward) = &self.dns.forward {
+            out.list("dns.forward", forward);
+        }
         out.put("metrics.listen", self.metrics.listen.map_or_else(|| "off".to_owned(), |listen| listen.to_string()));
         out.0
     }

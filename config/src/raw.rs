@@ -1,6 +1,6 @@
 //! The file as written: every key optional, every value with its place, nothing checked against anything else.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use overlay_wire::policy::{DefaultPolicy, Rule};
@@ -31,11 +31,15 @@ pub(crate) struct Raw {
     pub(crate) sets: Vec<RawSet>,
     pub(crate) policy: RawPolicy,
     pub(crate) conntrack_entries: Value<u32>,
+    pub(crate) capture_back_seconds: Value<u32>,
     pub(crate) state_dir: Value<PathBuf>,
     pub(crate) runtime_dir: Value<PathBuf>,
     pub(crate) socket: Value<PathBuf>,
     pub(crate) log_level: Value<LogLevel>,
     pub(crate) metrics_listen: Value<Option<SocketAddr>>,
+    pub(crate) dns_enabled: Value<bool>,
+    pub(crate) dns_domain: Value<String>,
+    pub(crate) dns_forward: List<IpAddr>,
 }
 
 #[derive(Default)]
@@ -146,6 +150,7 @@ pub(crate) fn read_file(source: &mut Source<'_>) -> Raw {
     raw.policy = policy(source, &mut root);
     let mut limits = root.table(source, "limits");
     raw.conntrack_entries = limits.integer(source, "conntrack_entries", 1024..=16_777_216);
+    raw.capture_back_seconds = limits.integer(source, "capture_back_seconds", 0..=300);
     limits.finish(source);
     let mut paths = root.table(source, "paths");
     raw.state_dir = paths.path(source, "state_dir");
@@ -166,6 +171,16 @@ pub(crate) fn read_file(source: &mut Source<'_>) -> Raw {
             address.map(Some).ok_or_else(|| format!("got {}", quote(text)))
         });
     metrics.finish(source);
+    let mut dns = root.table(source, "dns");
+    raw.dns_enabled = dns.boolean(source, "enabled");
+    raw.dns_domain =
+        dns.value(source, "domain", "a domain of lower-case labels, as in \"overlay.internal\"", |value| {
+            let text = string(value)?;
+            let fits = text.len() <= 64 && text.split('.').all(overlay_wire::gossip::names::is_label);
+            if fits { Ok(text.to_owned()) } else { Err(format!("got {}", quote(text))) }
+        });
+    raw.dns_forward = dns.list(source, "forward", "an address of a server, as in \"192.0.2.53\"");
+    dns.finish(source);
     root.finish(source);
     raw
 }

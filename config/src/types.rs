@@ -54,6 +54,8 @@ pub struct Config {
     pub log: Log,
     /// The page of figures.
     pub metrics: Metrics,
+    /// Names.
+    pub dns: Dns,
     /// Where each value came from.
     pub origins: Origins,
 }
@@ -217,6 +219,8 @@ impl ForeignKind {
 pub struct Limits {
     /// Flows tracked at most.
     pub conntrack_entries: u32,
+    /// Seconds of packets kept for `overlayctl capture --back`; 0: none.
+    pub capture_back_seconds: u32,
 }
 
 /// Where files are; all absolute.
@@ -250,6 +254,17 @@ pub struct Log {
 pub struct Metrics {
     /// Where it is served; `None`: nowhere.
     pub listen: Option<SocketAddr>,
+}
+
+/// The server of names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dns {
+    /// Whether it runs.
+    pub enabled: bool,
+    /// The domain of hosts and containers, in lower case.
+    pub domain: String,
+    /// Servers that are asked about everything else; `None`: those of the host's `/etc/resolv.conf`.
+    pub forward: Option<Vec<IpAddr>>,
 }
 
 /// How much is logged.

@@ -18,7 +18,8 @@ use overlay_routing::gossip::{GossipCounters, MemberView};
 use overlay_routing::identity::IdentityPublic;
 use overlay_routing::networks::Networks;
 use overlay_routing::rib::{ClaimSource, Rib};
-use overlay_wire::gossip::{Record, RouteVerdict};
+use overlay_services::Zone;
+use overlay_wire::gossip::{Record, RouteVerdict, TraceAnswer, TracedPacket};
 use overlay_wire::membership::SignedCertificate;
 use overlay_wire::policy::PolicySet;
 use overlay_wire::{HostId, Mtu, PeerIndex, Prefix};
@@ -29,7 +30,9 @@ use crate::asking::{Question, Told};
 use crate::cluster_policy::{Heard, PolicyChange, PolicyState};
 use crate::events::EventLog;
 use crate::flow_store::SaveFigures;
+use crate::limits::Limits;
 use crate::membership::{IssuerView, Store, Work};
+use crate::names::{NameCounters, Upstreams};
 use crate::peers::{Peer, PeerKind};
 use crate::plumbing::PlumbingHandle;
 use crate::shared::SharedRef;
@@ -78,7 +81,11 @@ pub enum Change {
     Ask(Vec<HostId>, Question, mpsc::Sender<Told>),
     /// What is known of a member at this moment. Changes nothing.
     Look(HostId, oneshot::Sender<Option<MemberView>>),
-    /// Build what the packet path works with anew, from what the plumbing has told.
+    /// Ask a member what it would do with a packet; `None` when it cannot be asked. Changes nothing.
+    AskTrace(HostId, Box<TracedPacket>, oneshot::Sender<Option<TraceAnswer>>),
+    /// What a member that asked is told.
+    TellTrace(HostId, u64, TraceAnswer),
+    /// Build what the packet path works with anew, from limits and from what the plumbing has told.
     Rebuild(oneshot::Sender<()>),
     /// Something about membership.
     Membership(MembershipChange),
@@ -125,6 +132,8 @@ pub struct Core {
     pub worker: WorkerHandle,
     /// The flow table.
     pub conntrack: Arc<Conntrack>,
+    /// Limits on rates.
+    pub limits: Limits,
     /// The host plumbing.
     pub plumbing: PlumbingHandle,
     /// Our WireGuard keys.
@@ -191,6 +200,14 @@ pub struct Core {
     pub(crate) cluster_policy: ArcSwap<PolicyState>,
     /// What members, this host included, made of it, and when that was heard first.
     pub(crate) policy_heard: ArcSwap<Heard>,
+    /// What is known by name.
+    pub zone: Arc<ArcSwap<Zone>>,
+    /// What the server of names did.
+    pub name_counters: Arc<NameCounters>,
+    /// Who is asked about all other names.
+    pub(crate) upstreams: Arc<Upstreams>,
+    /// Why there is no server of names, if so.
+    pub names_problem: OnceLock<Problem>,
     peers: DashMap<PeerKind, Arc<Peer>>,
     order: Mutex<PeerOrder>,
     revision: AtomicU64,
@@ -224,6 +241,8 @@ pub struct CoreParts {
     pub worker: WorkerHandle,
     /// See [`Core`].
     pub conntrack: Arc<Conntrack>,
+    /// See [`Core`].
+    pub limits: Limits,
     /// See [`Core`].
     pub plumbing: PlumbingHandle,
     /// See [`Core`].
@@ -260,13 +279,20 @@ impl Core {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: CoreParts) -> Self {
+        let zone = Zone::new(&parts.config.dns.domain, &[], &[], 1).expect("the configured domain was checked");
+        let upstreams = Upstreams::new(parts.config.dns.forward.clone(), &parts.host_addresses);
         Self {
+            zone: Arc::new(ArcSwap::from_pointee(zone)),
+            name_counters: Arc::default(),
+            upstreams: Arc::new(upstreams),
+            names_problem: OnceLock::new(),
             shared: parts.shared,
             config: ArcSwap::new(parts.config),
             config_path: parts.config_path,
             view: ArcSwap::default(),
             worker: parts.worker,
             conntrack: parts.conntrack,
+            limits: parts.limits,
             plumbing: parts.plumbing,
             keys: parts.keys,
             host: parts.identity.host_id(),

@@ -3,8 +3,10 @@
 
 mod endpoints;
 mod membership;
+mod names;
 mod networks;
 mod policy;
+mod traces;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,9 +21,11 @@ use overlay_dataplane::{HostPolicy, RuleEvent};
 use overlay_routing::gossip::{Authority, ForeignPrefixes, Gossip, GossipEvent, OwnHost, StaticMember, Transmit};
 use overlay_routing::identity::IdentityPublic;
 use overlay_wire::gossip::RouteAnnouncement;
-use overlay_wire::gossip::body::{FEATURE_CLOCK, FEATURE_PATHS};
+use overlay_wire::gossip::body::{FEATURE_CLOCK, FEATURE_PATHS, FEATURE_TRACE};
 use overlay_wire::{HostId, Prefix};
 use tokio::sync::mpsc;
+
+pub(crate) use traces::TraceDesk;
 
 use crate::asking::{Listeners, Question, Told};
 use crate::core::{Change, Core, View, host_address, unix_ms};
@@ -105,6 +109,8 @@ pub struct Director {
     pub loop_told: Option<Instant>,
     /// Who waits for what members say.
     pub listeners: Listeners,
+    /// Questions about packets, asked and to be answered.
+    pub(crate) traces: TraceDesk,
     /// To the issuer's task.
     pub(crate) work: mpsc::Sender<Work>,
     /// To the keeper; holds what it was last given.
@@ -134,6 +140,8 @@ impl Director {
         paths.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut mtus = Vec::new();
         let mut openings = self.core.plumbing.openings();
+        let mut names = self.core.plumbing.names();
+        self.publish_names();
         let mut keep = tokio::time::interval(KEEP_EVERY);
         keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -178,6 +186,10 @@ impl Director {
                     self.refresh_underlay().await;
                 }
                 Ok(()) = openings.changed() => self.drain(true),
+                Ok(()) = names.changed() => {
+                    self.publish_names();
+                    self.drain(false);
+                }
                 _ = keep.tick(), if self.is_unkept => self.keep(),
                 _ = paths.tick() => {
                     let now = path_mtus(&self.core);
@@ -201,10 +213,11 @@ impl Director {
 
     /// Sends what gossip wants sent, records what it reports, and rebuilds when that matters.
     fn drain(&mut self, force: bool) {
-        let mut changed = force;
+        let (mut changed, mut renamed) = (force, force);
         let (mut moved, mut cut) = (Vec::new(), Vec::new());
         while let Some(event) = self.gossip.poll_event() {
             changed |= matters(&event);
+            renamed |= names::concerns(&event);
             if let GossipEvent::EndpointChanged { host, endpoint } = &event {
                 moved.push((*host, *endpoint));
             }
@@ -212,10 +225,14 @@ impl Director {
                 self.gossip.tell_clock(*host, *nonce, unix_ms());
                 self.transmit();
             }
+            self.trace_event(&event);
             self.listeners.tell(&event);
             self.record(&event);
             self.policy_event(&event);
             cut.extend(self.membership_event(&event));
+        }
+        if renamed {
+            self.rebuild_zone();
         }
         if changed {
             self.rebuild();
@@ -368,6 +385,8 @@ impl Director {
             | GossipEvent::CheckAnswered { .. }
             | GossipEvent::ClockAsked { .. }
             | GossipEvent::ClockTold { .. }
+            | GossipEvent::TraceAsked { .. }
+            | GossipEvent::TraceTold { .. }
             | GossipEvent::MemberAdded { .. }
             | GossipEvent::MemberRevoked { .. }
             | GossipEvent::OwnIdentityRevoked
@@ -392,6 +411,8 @@ impl Director {
             Change::Look(host, answer) => {
                 let _ = answer.send(self.gossip.member(host));
             }
+            Change::AskTrace(host, packet, answer) => self.ask_trace(host, *packet, answer),
+            Change::TellTrace(host, nonce, answer) => self.gossip.tell_trace(host, nonce, answer),
             Change::Rebuild(done) => {
                 self.drain(true);
                 let _ = done.send(());
@@ -573,6 +594,8 @@ fn matters(event: &GossipEvent) -> bool {
         | GossipEvent::CheckAnswered { .. }
         | GossipEvent::ClockAsked { .. }
         | GossipEvent::ClockTold { .. }
+        | GossipEvent::TraceAsked { .. }
+        | GossipEvent::TraceTold { .. }
         | GossipEvent::ReflexiveAddress { .. }
         | GossipEvent::OwnIdentityRevoked
         | GossipEvent::JoinReceived { .. }
@@ -638,7 +661,7 @@ pub fn own_host(core: &Core, config: &Config, endpoints: &[SocketAddr]) -> OwnHo
         wireguard_key: core.keys.public(),
         encapsulation: config.overlay.encapsulation,
         mtu: core.mtu,
-        features: FEATURE_CLOCK | FEATURE_PATHS,
+        features: FEATURE_CLOCK | FEATURE_PATHS | FEATURE_TRACE,
         software: env!("CARGO_PKG_VERSION").to_owned(),
         prefixes: config.node.prefixes.clone(),
     }

@@ -7,7 +7,10 @@ use overlay_wire::policy::PolicySet;
 use overlay_wire::{Encapsulation, Prefix};
 use serde::{Deserialize, Serialize};
 
+use super::capture::{CaptureRequest, Captured};
+use super::dns::{DnsRequest, DnsStatus};
 use super::endpoint::{EndpointInfo, EndpointLease, EndpointRequest};
+use super::limit::{LimitInfo, LimitRequest};
 use super::membership::{MembershipRequest, MembershipResponse};
 use super::nat::{NatRequest, PublishedPort};
 use super::network::{
@@ -17,6 +20,7 @@ use super::network::{
 use super::networks::{IpamRequest, IpamResponse, NetworkInfo, NetworkRequest};
 use super::policy::{ClusterPolicyStatus, PolicyRequest, PolicyTexts, PolicyWritten};
 use super::status::{PeerStatus, Status, VersionInfo};
+use super::trace::{Trace, TraceRequest};
 
 /// An encapsulation, or the one the configuration file asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +110,10 @@ pub enum Request {
     ClusterPolicy(PolicyRequest),
     /// Judges a packet. Answer: `Verdict`.
     PolicyTest(PolicyTest),
+    /// The path of a packet, on this host and on the other. Answer: `Trace`.
+    Trace(TraceRequest),
+    /// Limits on rates.
+    Limit(LimitRequest),
     /// Tracked flows. Answer: `Flows`.
     FlowList {
         /// Which.
@@ -139,6 +147,8 @@ pub enum Request {
     EndpointList,
     /// Published ports.
     Nat(NatRequest),
+    /// Names of containers.
+    Dns(DnsRequest),
     /// Networks of the cluster. Answer: `Networks`, or `Done`.
     Network(NetworkRequest),
     /// Addresses of this host. Answer: `Ipam`, or `Done`.
@@ -181,6 +191,8 @@ pub enum Request {
     },
     /// Membership, certificates and tokens. Answer: `Membership`, or `Done`.
     Membership(MembershipRequest),
+    /// Follow packets: `Done`, then a `Captured` for each batch until the connection closes.
+    Capture(CaptureRequest),
     /// Follow events: `Done`, then an `Event` for each until the connection closes.
     EventsFollow,
     /// What runs. Answer: `Version`.
@@ -203,9 +215,13 @@ impl Request {
             | Self::EndpointCommit { .. }
             | Self::EndpointAbort { .. }
             | Self::EndpointRemove { .. }
+            | Self::Capture(_)
             | Self::ConfigReload => true,
+            Self::Trace(request) => request.send,
+            Self::Limit(request) => request.is_change(),
             Self::Membership(request) => request.is_change(),
             Self::Nat(request) => request.is_change(),
+            Self::Dns(request) => request.is_change(),
             Self::ClusterPolicy(request) => request.is_change(),
             Self::Network(request) => request.is_change(),
             Self::Ipam(request) => request.is_change(),
@@ -268,6 +284,10 @@ pub enum Response {
     PolicyTexts(Box<PolicyTexts>),
     /// The outcome of a policy test.
     Verdict(TestVerdict),
+    /// Limits on rates.
+    Limits(Vec<LimitInfo>),
+    /// The path of a packet.
+    Trace(Box<Trace>),
     /// Flows.
     Flows {
         /// The flows, at most as many as asked for.
@@ -286,6 +306,8 @@ pub enum Response {
     Endpoints(Vec<EndpointInfo>),
     /// Published ports.
     PublishedPorts(Vec<PublishedPort>),
+    /// The server of names.
+    Dns(DnsStatus),
     /// Networks.
     Networks(Vec<NetworkInfo>),
     /// Addresses of this host.
@@ -312,6 +334,8 @@ pub enum Response {
     Findings(Vec<Finding>),
     /// An answer about membership.
     Membership(MembershipResponse),
+    /// Packets of a capture.
+    Captured(Box<Captured>),
     /// One event of a stream.
     Event(Event),
     /// What runs.
@@ -336,11 +360,14 @@ impl Response {
             Self::PolicyWritten(_) => "policy_written",
             Self::PolicyTexts(_) => "policy_texts",
             Self::Verdict(_) => "verdict",
+            Self::Limits(_) => "limits",
+            Self::Trace(_) => "trace",
             Self::Flows { .. } => "flows",
             Self::Killed { .. } => "killed",
             Self::Lease(_) => "lease",
             Self::Endpoints(_) => "endpoints",
             Self::PublishedPorts(_) => "published_ports",
+            Self::Dns(_) => "dns",
             Self::Networks(_) => "networks",
             Self::Ipam(_) => "ipam",
             Self::Settings(_) => "settings",
@@ -350,6 +377,7 @@ impl Response {
             Self::Ready { .. } => "ready",
             Self::Findings(_) => "findings",
             Self::Membership(response) => response.name(),
+            Self::Captured(_) => "captured",
             Self::Event(_) => "event",
             Self::Version(_) => "version",
         }

@@ -35,6 +35,7 @@ impl Api {
             self.members_aware().await;
         }
         let lease = prepared.map_err(|error| refused(&self.with_owner(error)))?;
+        self.prune_limits().await;
         Ok(Response::Lease(lease.to_api()))
     }
 
@@ -59,6 +60,7 @@ impl Api {
 
     pub(super) async fn endpoint_remove(&self, name: &str) -> Result<Response, ApiError> {
         self.core.plumbing.remove(name.to_owned()).await.map_err(|error| refused(&error))?;
+        self.prune_limits().await;
         self.core.events.info("endpoint-detached", Some(name), "asked for");
         Ok(done(true, vec![format!("endpoint {name} is detached")]))
     }

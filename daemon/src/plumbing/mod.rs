@@ -15,6 +15,7 @@ pub mod interfaces;
 pub mod ipam;
 pub mod lease;
 pub mod ledger;
+pub mod names;
 mod netlink;
 pub mod nft;
 mod plumber;

@@ -3,6 +3,7 @@
 //! Order of a reconcile: the guard (nft) first, so that nothing is reachable before it is filtered; then settings, links,
 //! addresses, routes, and the rules that make them effective last. Teardown is the reverse and goes on past failures.
 
+mod naming;
 mod publish;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,8 +27,10 @@ use super::endpoint::{self, GATEWAY_V6};
 use super::interfaces::{Interface, tunnels_in_the_way};
 use super::lease::{COOLDOWN, Journal, Lease, LeaseState, PREPARE_TIMEOUT, VERSION, unix};
 use super::ledger::Ledger;
+use super::names::GivenNames;
 use super::netlink::{Kernel, Link};
 use super::nft::{Installation, Look};
+use super::ports::table::NameServer;
 use super::ports::{self, Ports};
 use super::sysctl::Sysctl;
 use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors, firewall, host_policy, nft};
@@ -83,6 +86,9 @@ pub struct Plumber {
     /// The table that translates packets to published ports, and which these are.
     nat: Installation,
     ports: Ports,
+    /// Where questions about names go, and the names that callers gave to endpoints.
+    name_servers: Vec<NameServer>,
+    names: GivenNames,
     /// Problems found only by a full look, kept between cheap ones.
     standing: Vec<Problem>,
 }
@@ -108,6 +114,8 @@ impl Plumber {
             host_script: host_policy::script(&config, &HostPolicy::default()),
             nat: Installation::new("install published ports", vec![("inet", ports::table::table(&config))]),
             ports: Ports::open(&config.state_dir)?,
+            name_servers: Vec::new(),
+            names: GivenNames::open(&config.state_dir)?,
             kernel: Kernel::open()?,
             sysctl: Sysctl::open(&config.state_dir)?,
             journal: Journal::open(&config.state_dir)?,

@@ -4,10 +4,12 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use overlay_config::{Config, secret};
+use overlay_control::api::Problem;
 use overlay_control::{ApiError, Code};
 use overlay_dataplane::{Conntrack, Engine, SavedWhile};
 use overlay_routing::gossip::{Gossip, GossipConfig, cluster_id};
@@ -22,6 +24,7 @@ use super::sockets::{Sockets, open_sockets};
 use super::{Next, Process, check_identities};
 use crate::asking::Listeners;
 use crate::backend::Api;
+use crate::capture::Captures;
 use crate::cluster_policy::PolicyState;
 use crate::core::{Change, Core, CoreParts, host_addresses, unix_ms};
 use crate::counters::PathCounters;
@@ -33,8 +36,10 @@ use crate::director::{
 use crate::events::EventLog;
 use crate::flow_store::{FlowSaver, FlowStore};
 use crate::handshake::HandshakeThread;
+use crate::limits::Limits;
 use crate::membership::{IssuerTask, Kept, Work, keep};
 use crate::metrics;
+use crate::names::{self, NameParts};
 use crate::plumbing::ledger::Ledger;
 use crate::plumbing::{self, Masquerade, PlumbingConfig, PlumbingHandle, UnderlayTracking};
 use crate::rebuild::first_host_policy;
@@ -181,6 +186,7 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
         start,
         probe_id: (OsRng.next_u32() >> 16) as u16,
         pings: crate::ping::Pings::default(),
+        captures: Arc::new(Captures::new(Duration::from_secs(config.limits.capture_back_seconds.into()))),
         handshakes,
         gossip: gossip_datagrams,
         events: worker_event,
@@ -190,11 +196,13 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     let conntrack = Arc::new(Conntrack::new(config.limits.conntrack_entries as usize, seed, start));
     let (worker, commands, wake) = WorkerHandle::channel().map_err(|error| internal("no descriptor left", error))?;
 
+    let limits = Limits::open(process.store.directory()).map_err(|error| error.to_api())?;
     let core = Arc::new(Core::new(CoreParts {
         shared: Arc::clone(&shared),
         config_path: process.config_path.clone(),
         worker: worker.clone(),
         conntrack: Arc::clone(&conntrack),
+        limits,
         plumbing: plumbing.clone(),
         keys: keys.clone(),
         identity: identity.public(),
@@ -261,6 +269,7 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     let api = tokio::spawn(Arc::clone(&process.server).run(Arc::clone(&backend), stopped.clone()));
     let uapi = uapi(&core).map(|server| tokio::spawn(server.run(Arc::clone(&backend), stopped.clone())));
     let figures = figures(&core).await.map(|server| tokio::spawn(server.run(backend, stopped.clone())));
+    let names = serve_names(&core, stopped.clone()).await;
     core.events.info("started", None, format!("overlayd {} is up", env!("CARGO_PKG_VERSION")));
     notify(&[sd_notify::NotifyState::Ready]);
 
@@ -276,6 +285,9 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     }
     let _ = stop.send(true);
     let _ = director.await;
+    if let Some(names) = names {
+        let _ = tokio::task::spawn_blocking(move || names.join()).await;
+    }
     let _ = issuer.await;
     let _ = keeper.await;
     let _ = api.await;
@@ -322,6 +334,38 @@ fn uapi(core: &Core) -> Option<crate::uapi::Server> {
         Err(problem) => {
             tracing::warn!(why = %problem.why, next = %problem.next, "{}", problem.what);
             let _ = core.uapi_problem.set(problem);
+            None
+        }
+    }
+}
+
+/// The server of names; without it everything else works.
+async fn serve_names(core: &Core, stop: watch::Receiver<bool>) -> Option<JoinHandle<()>> {
+    if !core.config.load().dns.enabled {
+        return None;
+    }
+    let parts = NameParts {
+        zone: Arc::clone(&core.zone),
+        counters: Arc::clone(&core.name_counters),
+        upstreams: Arc::clone(&core.upstreams),
+        addresses: core.host_addresses.clone(),
+    };
+    match names::start(parts, stop) {
+        Ok((servers, thread)) => {
+            if core.plumbing.set_name_servers(servers).await.is_err() {
+                tracing::warn!("questions about names are not led to the server: the host plumbing has stopped");
+            }
+            Some(thread)
+        }
+        Err(error) => {
+            let problem = Problem {
+                code: "DNS".into(),
+                what: "names are not answered on this host".into(),
+                why: error.to_string(),
+                next: "restart overlayd; `dns.enabled = false` turns the server off".into(),
+            };
+            tracing::warn!(why = %problem.why, next = %problem.next, "{}", problem.what);
+            let _ = core.names_problem.set(problem);
             None
         }
     }
@@ -449,6 +493,7 @@ fn director(
         host_policy: None,
         loop_told: None,
         listeners: Listeners::default(),
+        traces: crate::director::TraceDesk::default(),
         work: parts.work,
         keeper: parts.keeper,
         is_unkept: false,

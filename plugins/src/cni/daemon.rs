@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use overlay_control::api::{
-    EndpointInfo, EndpointLease, EndpointRequest, NatRequest, PublishRequest, PublishedPort, Request, Response,
+    DnsRequest, DnsStatus, EndpointInfo, EndpointLease, EndpointRequest, LimitRate, LimitRequest, NatRequest,
+    PublishRequest, PublishedPort, Request, Response,
 };
 use overlay_control::{Client, Code, ControlError};
 
@@ -44,6 +45,20 @@ impl Daemon {
         self.call(Request::Nat(NatRequest::Publish(request))).map(drop)
     }
 
+    /// Gives an endpoint names; they end with it.
+    pub(super) fn name(&mut self, endpoint: &str, names: Vec<String>) -> Result<(), ControlError> {
+        let endpoint = endpoint.to_owned();
+        self.call(Request::Dns(DnsRequest::SetNames { endpoint, names })).map(drop)
+    }
+
+    /// The server of names.
+    pub(super) fn dns(&mut self) -> Result<DnsStatus, ControlError> {
+        match self.call(Request::Dns(DnsRequest::Status))? {
+            Response::Dns(status) => Ok(status),
+            other => Err(ControlError::Unexpected(other.name())),
+        }
+    }
+
     pub(super) fn published(&mut self) -> Result<Vec<PublishedPort>, ControlError> {
         match self.call(Request::Nat(NatRequest::List))? {
             Response::PublishedPorts(ports) => Ok(ports),
@@ -53,6 +68,11 @@ impl Daemon {
 
     pub(super) fn commit(&mut self, lease: u64) -> Result<(), ControlError> {
         self.call(Request::EndpointCommit { lease }).map(drop)
+    }
+
+    /// Limits what an endpoint sends and gets.
+    pub(super) fn limit(&mut self, selector: String, from: LimitRate, to: LimitRate) -> Result<(), ControlError> {
+        self.call(Request::Limit(LimitRequest::Set { selector, from: Some(from), to: Some(to) })).map(drop)
     }
 
     pub(super) fn abort(&mut self, lease: u64) -> Result<(), ControlError> {

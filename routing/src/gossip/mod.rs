@@ -24,6 +24,7 @@ mod detect;
 mod introduced;
 mod limiter;
 mod membership;
+mod names;
 mod networks;
 mod pair;
 mod paths;
@@ -34,6 +35,7 @@ mod publish;
 mod reflexive;
 mod renewal;
 mod report;
+mod reunion;
 mod spread;
 mod store;
 #[cfg(test)]
@@ -116,6 +118,8 @@ pub struct Gossip {
     next_push: Option<Instant>,
     next_tick: Instant,
     last_probed: Option<HostId>,
+    /// The member that was tried last because another came back.
+    last_sought: Option<HostId>,
     trust: Trust,
     rib: Arc<Rib>,
     own_networks: BTreeMap<String, NetworkEntry>,
@@ -189,6 +193,7 @@ impl Gossip {
             next_tick: now + TICK,
             // Everybody begins elsewhere: hosts that started together would otherwise probe the same members in step.
             last_probed: Some(host),
+            last_sought: Some(host),
             trust: Trust::default(),
             rib: Arc::default(),
             own_networks: BTreeMap::new(),
@@ -488,6 +493,8 @@ impl Gossip {
             Message::Verdicts { version, entries } => self.handle_verdicts(host, version, entries),
             Message::ClockRequest { nonce } => self.emit(GossipEvent::ClockAsked { host, nonce }),
             Message::Clock { nonce, unix_ms } => self.handle_clock(host, nonce, unix_ms, now),
+            Message::TraceRequest { nonce, packet } => self.emit(GossipEvent::TraceAsked { host, nonce, packet }),
+            Message::Trace { nonce, answer } => self.handle_trace(host, nonce, answer, now),
             Message::CertificateRequest { nonce } => self.handle_certificate_request(host, nonce, now),
             Message::PathProbe { nonce } => self.handle_path_probe(host, from, nonce),
             Message::PathAck { nonce, observed } => self.handle_path_ack(host, from, nonce, observed, now),

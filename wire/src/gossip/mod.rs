@@ -7,8 +7,10 @@ pub mod codec;
 pub mod envelope;
 pub mod grant;
 pub mod message;
+pub mod names;
 pub mod networks;
 pub mod record;
+pub mod trace;
 
 #[cfg(test)]
 mod tests;
@@ -17,5 +19,7 @@ pub use body::{BodyError, HostBody, RouteAnnouncement, RoutesBody};
 pub use codec::DecodeError;
 pub use grant::{Grant, GrantError, GrantKind};
 pub use message::{Message, PlainStatus, RouteVerdict};
+pub use names::NamesBody;
 pub use networks::{NetworkEntry, NetworkMode, NetworkOptions, NetworksBody};
 pub use record::{Record, RecordKey, RecordKind};
+pub use trace::{TraceAnswer, TraceOutcome, TraceStep, TracedPacket};
