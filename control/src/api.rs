@@ -13,8 +13,8 @@ mod request;
 mod status;
 
 pub use address::{AddressBook, AddressHold, HeldAddress};
-pub use endpoint::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState, EngineNetwork, link_alias};
 pub use dns::{DnsRequest, DnsStatus};
+pub use endpoint::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState, EngineNetwork, link_alias};
 pub use error::{ApiError, Problem};
 pub use membership::{
     CertificateInfo, InitRequest, Invitation, InviteRequest, Joined, MembershipRequest, MembershipResponse, SecretText,

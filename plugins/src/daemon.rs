@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use overlay_control::api::{
-    AddressBook, AddressHold, DnsRequest, DnsStatus, EndpointInfo, EndpointLease, EndpointRequest, HeldAddress, NatRequest, PortSelector,
-    PublishRequest, PublishedPort, Request, Response,
+    AddressBook, AddressHold, DnsRequest, DnsStatus, EndpointInfo, EndpointLease, EndpointRequest, HeldAddress,
+    NatRequest, PortSelector, PublishRequest, PublishedPort, Request, Response,
 };
 use overlay_control::{Client, Code, ControlError};
 

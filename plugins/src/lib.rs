@@ -10,5 +10,5 @@ pub mod cni;
 pub mod cni_install;
 mod daemon;
 pub mod docker;
-pub mod docker_install;
 pub mod docker_dns;
+pub mod docker_install;
