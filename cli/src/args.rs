@@ -1,6 +1,8 @@
 //! The command line as `clap` parses it.
 
+mod capture;
 mod dns;
+mod limit;
 mod membership;
 mod nat;
 mod network;
@@ -19,6 +21,8 @@ pub(crate) use dns::Dns;
 pub(crate) use nat::{HostPort, Nat, Target};
 pub(crate) use plugin::{Cni, CniPlaces, Docker, Plugin};
 
+pub(crate) use capture::{Capture, CaptureVerdictWord, Trace};
+pub(crate) use limit::{Limit, LimitDirection};
 pub(crate) use membership::{Ca, Cert, Init, Invite, Join, Node, Token};
 pub(crate) use network::{Ipam, Network};
 pub(crate) use policy::Policy;
@@ -98,6 +102,9 @@ pub(crate) enum Command {
     /// Containers attached to the overlay on this host.
     #[command(subcommand)]
     Endpoint(Endpoint),
+    /// Limits on rates.
+    #[command(subcommand)]
+    Limit(Limit),
     /// Ports of this host that lead to containers.
     #[command(subcommand)]
     Nat(Nat),
@@ -130,6 +137,10 @@ pub(crate) enum Command {
         #[arg(long, default_value = "200ms", value_parser = duration)]
         interval: Duration,
     },
+    /// Every decision on a packet, on this host and on the other, in order.
+    Trace(Trace),
+    /// Capture inner packets with what was decided about them, as pcapng.
+    Capture(Capture),
     /// Wait for something.
     #[command(subcommand)]
     Wait(Wait),

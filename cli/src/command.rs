@@ -1,6 +1,7 @@
 //! The commands.
 
 mod authority;
+mod capture;
 mod cluster_policy;
 mod config;
 mod dns;
@@ -10,6 +11,7 @@ mod events;
 mod flow;
 mod ipam;
 mod key;
+mod limit;
 mod membership;
 mod nat;
 mod network;
@@ -20,6 +22,7 @@ mod plugin;
 mod policy;
 mod route;
 mod status;
+mod trace;
 mod version;
 mod wait;
 
@@ -46,6 +49,11 @@ impl Context<'_> {
             None => Client::connect(&self.socket)?,
         };
         Ok(self.client.insert(client))
+    }
+
+    /// A connection of its own, for a stream beside questions.
+    pub(crate) fn another(&self) -> Result<Client, Failure> {
+        Ok(Client::connect(&self.socket)?)
     }
 
     /// Forgets a connection that failed; the next question opens a new one.
@@ -102,12 +110,15 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Outcome {
         Some(Command::Flow(verb)) => flow::run(context, verb),
         Some(Command::Endpoint(verb)) => endpoint::run(context, verb),
         Some(Command::Dns(verb)) => dns::run(context, verb),
+        Some(Command::Limit(verb)) => limit::run(context, verb),
         Some(Command::Nat(verb)) => nat::run(context, verb),
         Some(Command::Network(verb)) => network::run(context, verb),
         Some(Command::Ipam(verb)) => ipam::run(context, verb),
         Some(Command::Plugin(verb)) => plugin::run(context, verb),
         Some(Command::Config(verb)) => config::run(context, verb),
         Some(Command::Ping { target, count, size, interval }) => ping::run(context, target, count, size, interval),
+        Some(Command::Trace(words)) => trace::run(context, &words),
+        Some(Command::Capture(words)) => capture::run(context, &words),
         Some(Command::Wait(verb)) => wait::run(context, verb),
         Some(Command::Doctor { fix, undo, peer }) => doctor::run(context, doctor::mode(fix, undo), peer),
         Some(Command::Events { follow: _, count }) => events::run(context, count),

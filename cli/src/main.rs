@@ -8,6 +8,7 @@
 mod args;
 mod command;
 mod output;
+mod pcapng;
 mod table;
 mod units;
 

@@ -227,6 +227,8 @@ impl Checker {
         let limits = Limits {
             conntrack_entries: self
                 .take("limits.conntrack_entries", file.conntrack_entries, || defaults::CONNTRACK_ENTRIES),
+            capture_back_seconds: self
+                .take("limits.capture_back_seconds", file.capture_back_seconds, || defaults::CAPTURE_BACK_SECONDS),
         };
         let log = Log { level: self.take("log.level", file.log_level, || defaults::LOG_LEVEL) };
         let metrics =

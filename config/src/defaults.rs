@@ -35,6 +35,7 @@ pub(crate) const NFT_TABLE: &str = "overlay";
 pub(crate) const MASQUERADE: bool = true;
 pub(crate) const POLICY: DefaultPolicy = DefaultPolicy::Members;
 pub(crate) const CONNTRACK_ENTRIES: u32 = 262_144;
+pub(crate) const CAPTURE_BACK_SECONDS: u32 = 0;
 pub(crate) const STATE_DIR: &str = "/var/lib/overlay";
 pub(crate) const RUNTIME_DIR: &str = "/run/overlay";
 pub(crate) const IDENTITY_NAME: &str = "identity.key";
@@ -82,6 +83,7 @@ pub const TABLE: &[Default] = &[
     default("policy.default", "members", "containers of members talk, everything else is rejected"),
     default("policy.rules", "[]", "the default action decides"),
     default("limits.conntrack_entries", "262144", "about 64 MiB when full"),
+    default("limits.capture_back_seconds", "0", "keeping costs a copy of each packet"),
     default("paths.state_dir", "/var/lib/overlay", "Filesystem Hierarchy Standard, 5.8"),
     default("paths.runtime_dir", "/run/overlay", "Filesystem Hierarchy Standard, 3.15"),
     default("paths.socket", "/run/overlay/overlayd.sock", "inside paths.runtime_dir"),

@@ -148,6 +148,7 @@ impl Config {
         out.put("policy.default", self.policy.default);
         out.list("policy.rules", &self.policy.rules);
         out.put("limits.conntrack_entries", self.limits.conntrack_entries);
+        out.put("limits.capture_back_seconds", self.limits.capture_back_seconds);
         out.put("paths.state_dir", self.paths.state_dir.display());
         out.put("paths.runtime_dir", self.paths.runtime_dir.display());
         out.put("paths.socket", self.paths.socket.display());

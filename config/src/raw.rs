@@ -31,6 +31,7 @@ pub(crate) struct Raw {
     pub(crate) sets: Vec<RawSet>,
     pub(crate) policy: RawPolicy,
     pub(crate) conntrack_entries: Value<u32>,
+    pub(crate) capture_back_seconds: Value<u32>,
     pub(crate) state_dir: Value<PathBuf>,
     pub(crate) runtime_dir: Value<PathBuf>,
     pub(crate) socket: Value<PathBuf>,
@@ -149,6 +150,7 @@ pub(crate) fn read_file(source: &mut Source<'_>) -> Raw {
     raw.policy = policy(source, &mut root);
     let mut limits = root.table(source, "limits");
     raw.conntrack_entries = limits.integer(source, "conntrack_entries", 1024..=16_777_216);
+    raw.capture_back_seconds = limits.integer(source, "capture_back_seconds", 0..=300);
     limits.finish(source);
     let mut paths = root.table(source, "paths");
     raw.state_dir = paths.path(source, "state_dir");

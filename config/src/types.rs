@@ -219,6 +219,8 @@ impl ForeignKind {
 pub struct Limits {
     /// Flows tracked at most.
     pub conntrack_entries: u32,
+    /// Seconds of packets kept for `overlayctl capture --back`; 0: none.
+    pub capture_back_seconds: u32,
 }
 
 /// Where files are; all absolute.

@@ -1,9 +1,11 @@
 //! Requests, responses and events. Fields are only added, never renamed, within one protocol version.
 
 mod address;
+mod capture;
 mod dns;
 mod endpoint;
 mod error;
+mod limit;
 mod membership;
 mod nat;
 mod network;
@@ -11,11 +13,14 @@ mod networks;
 mod policy;
 mod request;
 mod status;
+mod trace;
 
 pub use address::{AddressBook, AddressHold, HeldAddress};
+pub use capture::{CaptureRequest, CaptureVerdict, Captured, CapturedPacket, MAX_SNAPLEN};
 pub use dns::{DnsRequest, DnsStatus};
 pub use endpoint::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState, EngineNetwork, link_alias};
 pub use error::{ApiError, Problem};
+pub use limit::{LimitInfo, LimitRate, LimitRequest};
 pub use membership::{
     CertificateInfo, InitRequest, Invitation, InviteRequest, Joined, MembershipRequest, MembershipResponse, SecretText,
     TokenInfo,
@@ -35,3 +40,4 @@ pub use policy::{
 };
 pub use request::{ConfigText, EncapsulationSetting, Request, Response};
 pub use status::{ControlState, DataState, FlowUse, Health, HostInfo, PeerKind, PeerStatus, Status, VersionInfo};
+pub use trace::{Trace, TraceOutcome, TraceRequest, TraceStep};

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::api::{ApiError, Event, Request, Response};
+use crate::api::{ApiError, Captured, Event, Request, Response};
 use crate::codes::Code;
 use crate::frame::{self, FrameError, PROTOCOL_VERSION, Reply, ReplyFrame, RequestFrame};
 
@@ -161,6 +161,20 @@ impl Client {
         match self.receive()? {
             Response::Event(event) => Ok(event),
             other => Err(ControlError::Unexpected(other.name())),
+        }
+    }
+
+    /// Waits for the next packets of a stream begun with [`Request::Capture`]; `None` after `wait` without any.
+    ///
+    /// # Errors
+    /// When the stream ends.
+    pub fn next_captured(&mut self, wait: Option<Duration>) -> Result<Option<Captured>, ControlError> {
+        self.stream.set_read_timeout(wait).map_err(|error| ControlError::Frame(error.into()))?;
+        match self.receive() {
+            Ok(Response::Captured(captured)) => Ok(Some(*captured)),
+            Ok(other) => Err(ControlError::Unexpected(other.name())),
+            Err(ControlError::Timeout(_)) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

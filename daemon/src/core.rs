@@ -19,7 +19,7 @@ use overlay_routing::identity::IdentityPublic;
 use overlay_routing::networks::Networks;
 use overlay_routing::rib::{ClaimSource, Rib};
 use overlay_services::Zone;
-use overlay_wire::gossip::{Record, RouteVerdict};
+use overlay_wire::gossip::{Record, RouteVerdict, TraceAnswer, TracedPacket};
 use overlay_wire::membership::SignedCertificate;
 use overlay_wire::policy::PolicySet;
 use overlay_wire::{HostId, Mtu, PeerIndex, Prefix};
@@ -30,6 +30,7 @@ use crate::asking::{Question, Told};
 use crate::cluster_policy::{Heard, PolicyChange, PolicyState};
 use crate::events::EventLog;
 use crate::flow_store::SaveFigures;
+use crate::limits::Limits;
 use crate::membership::{IssuerView, Store, Work};
 use crate::names::{NameCounters, Upstreams};
 use crate::peers::{Peer, PeerKind};
@@ -80,7 +81,11 @@ pub enum Change {
     Ask(Vec<HostId>, Question, mpsc::Sender<Told>),
     /// What is known of a member at this moment. Changes nothing.
     Look(HostId, oneshot::Sender<Option<MemberView>>),
-    /// Build what the packet path works with anew, from what the plumbing has told.
+    /// Ask a member what it would do with a packet; `None` when it cannot be asked. Changes nothing.
+    AskTrace(HostId, Box<TracedPacket>, oneshot::Sender<Option<TraceAnswer>>),
+    /// What a member that asked is told.
+    TellTrace(HostId, u64, TraceAnswer),
+    /// Build what the packet path works with anew, from limits and from what the plumbing has told.
     Rebuild(oneshot::Sender<()>),
     /// Something about membership.
     Membership(MembershipChange),
@@ -127,6 +132,8 @@ pub struct Core {
     pub worker: WorkerHandle,
     /// The flow table.
     pub conntrack: Arc<Conntrack>,
+    /// Limits on rates.
+    pub limits: Limits,
     /// The host plumbing.
     pub plumbing: PlumbingHandle,
     /// Our WireGuard keys.
@@ -235,6 +242,8 @@ pub struct CoreParts {
     /// See [`Core`].
     pub conntrack: Arc<Conntrack>,
     /// See [`Core`].
+    pub limits: Limits,
+    /// See [`Core`].
     pub plumbing: PlumbingHandle,
     /// See [`Core`].
     pub keys: Keys,
@@ -283,6 +292,7 @@ impl Core {
             view: ArcSwap::default(),
             worker: parts.worker,
             conntrack: parts.conntrack,
+            limits: parts.limits,
             plumbing: parts.plumbing,
             keys: parts.keys,
             host: parts.identity.host_id(),

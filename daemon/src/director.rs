@@ -6,6 +6,7 @@ mod membership;
 mod names;
 mod networks;
 mod policy;
+mod traces;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,9 +21,11 @@ use overlay_dataplane::{HostPolicy, RuleEvent};
 use overlay_routing::gossip::{Authority, ForeignPrefixes, Gossip, GossipEvent, OwnHost, StaticMember, Transmit};
 use overlay_routing::identity::IdentityPublic;
 use overlay_wire::gossip::RouteAnnouncement;
-use overlay_wire::gossip::body::{FEATURE_CLOCK, FEATURE_PATHS};
+use overlay_wire::gossip::body::{FEATURE_CLOCK, FEATURE_PATHS, FEATURE_TRACE};
 use overlay_wire::{HostId, Prefix};
 use tokio::sync::mpsc;
+
+pub(crate) use traces::TraceDesk;
 
 use crate::asking::{Listeners, Question, Told};
 use crate::core::{Change, Core, View, host_address, unix_ms};
@@ -106,6 +109,8 @@ pub struct Director {
     pub loop_told: Option<Instant>,
     /// Who waits for what members say.
     pub listeners: Listeners,
+    /// Questions about packets, asked and to be answered.
+    pub(crate) traces: TraceDesk,
     /// To the issuer's task.
     pub(crate) work: mpsc::Sender<Work>,
     /// To the keeper; holds what it was last given.
@@ -220,6 +225,7 @@ impl Director {
                 self.gossip.tell_clock(*host, *nonce, unix_ms());
                 self.transmit();
             }
+            self.trace_event(&event);
             self.listeners.tell(&event);
             self.record(&event);
             self.policy_event(&event);
@@ -379,6 +385,8 @@ impl Director {
             | GossipEvent::CheckAnswered { .. }
             | GossipEvent::ClockAsked { .. }
             | GossipEvent::ClockTold { .. }
+            | GossipEvent::TraceAsked { .. }
+            | GossipEvent::TraceTold { .. }
             | GossipEvent::MemberAdded { .. }
             | GossipEvent::MemberRevoked { .. }
             | GossipEvent::OwnIdentityRevoked
@@ -403,6 +411,8 @@ impl Director {
             Change::Look(host, answer) => {
                 let _ = answer.send(self.gossip.member(host));
             }
+            Change::AskTrace(host, packet, answer) => self.ask_trace(host, *packet, answer),
+            Change::TellTrace(host, nonce, answer) => self.gossip.tell_trace(host, nonce, answer),
             Change::Rebuild(done) => {
                 self.drain(true);
                 let _ = done.send(());
@@ -584,6 +594,8 @@ fn matters(event: &GossipEvent) -> bool {
         | GossipEvent::CheckAnswered { .. }
         | GossipEvent::ClockAsked { .. }
         | GossipEvent::ClockTold { .. }
+        | GossipEvent::TraceAsked { .. }
+        | GossipEvent::TraceTold { .. }
         | GossipEvent::ReflexiveAddress { .. }
         | GossipEvent::OwnIdentityRevoked
         | GossipEvent::JoinReceived { .. }
@@ -649,7 +661,7 @@ pub fn own_host(core: &Core, config: &Config, endpoints: &[SocketAddr]) -> OwnHo
         wireguard_key: core.keys.public(),
         encapsulation: config.overlay.encapsulation,
         mtu: core.mtu,
-        features: FEATURE_CLOCK | FEATURE_PATHS,
+        features: FEATURE_CLOCK | FEATURE_PATHS | FEATURE_TRACE,
         software: env!("CARGO_PKG_VERSION").to_owned(),
         prefixes: config.node.prefixes.clone(),
     }

@@ -5,6 +5,7 @@
 mod api;
 pub mod asking;
 pub mod backend;
+pub mod capture;
 mod cluster_policy;
 pub mod core;
 pub mod counters;
@@ -14,6 +15,7 @@ pub mod doctor;
 pub mod events;
 pub mod flow_store;
 pub mod handshake;
+pub mod limits;
 mod logging;
 mod membership;
 pub mod metrics;

@@ -301,6 +301,10 @@ impl Builder<'_> {
                     pool: self.config.overlay.pool.clone(),
                     announced: self.core.announced_in_use(rib),
                 },
+                rates: self.core.limits.table(|name| {
+                    let peers = self.core.all_peers();
+                    peers.iter().find(|peer| peer.name == name).map(|peer| peer.index)
+                }),
             },
             by_source: std::mem::take(&mut self.by_source),
             ..Snapshot::default()

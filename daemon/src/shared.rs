@@ -99,6 +99,8 @@ pub struct Shared {
     pub probe_id: u16,
     /// Pings under way.
     pub pings: crate::ping::Pings,
+    /// Captures of packets.
+    pub captures: Arc<crate::capture::Captures>,
     /// To the handshake thread.
     pub handshakes: Sender<HandshakeMessage>,
     /// To the gossip task.

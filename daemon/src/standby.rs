@@ -14,12 +14,13 @@ use overlay_routing::identity::IdentityKey;
 use overlay_wire::Prefix;
 use tokio::sync::{Mutex, broadcast, mpsc, watch};
 
-use crate::api::{Backend, Caller};
+use crate::api::{Backend, Caller, NoBatches};
 use crate::events::EventLog;
 use crate::membership::{Kept, Store, found, host_name, identity_or_new, join};
 use crate::start::errors::config_error;
 use crate::start::signals::{Asked, notify};
 use crate::start::{Next, Process, load_text};
+use overlay_control::api::CaptureRequest;
 
 /// How often the watchdog is fed.
 const WATCHDOG_EVERY: Duration = Duration::from_secs(1);
@@ -228,6 +229,8 @@ fn joined(kept: &Kept, identity: &IdentityKey) -> Result<Joined, ApiError> {
 }
 
 impl Backend for Standby {
+    type Batches = NoBatches;
+
     async fn handle(&self, _caller: Caller, request: Request) -> Result<Response, ApiError> {
         match request {
             Request::Version => Ok(Response::Version(self.version())),
@@ -261,6 +264,10 @@ impl Backend for Standby {
 
     fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
+    }
+
+    async fn capture(&self, _request: &CaptureRequest) -> Result<NoBatches, ApiError> {
+        Err(self.refusal())
     }
 }
 

@@ -11,8 +11,10 @@ use crate::conntrack::{Admission, Conntrack, FlowCache, FlowSelector, FlowSnapsh
 use crate::early;
 use crate::fragment::{Fragments, Later};
 use crate::limiter::ReplyLimiter;
+use crate::note::{Notes, Recorder, Rehearsal, Silent, SizeNote, Stage};
 use crate::path::{Exit, Path, PathCache};
 use crate::policy::{RuleEvent, RuleLog};
+use crate::rate::Load;
 use crate::reason::{Counters, DropReason};
 use crate::reply::{self, Answer};
 use crate::tables::Tables;
@@ -56,6 +58,19 @@ enum Fate {
     Held,
     Drop(DropReason),
     Answer(DropReason, Answer),
+}
+
+/// A packet to be decided, and what is known of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Its headers.
+    pub headers: &'a Headers,
+    /// The largest IP packet after segmentation; from a peer 0.
+    pub segment_len: usize,
+    /// How many packets there will be.
+    pub segments: u32,
 }
 
 /// One packet with its circumstances.
@@ -112,7 +127,7 @@ impl Engine {
         reply: &mut Reply,
     ) -> Verdict {
         let input = Input { tables, origin: Origin::Tun, headers, segment_len, segments, now };
-        self.run(&input, packet, reply)
+        self.run(&mut Silent, &input, packet, reply)
     }
 
     /// Decides a packet decapsulated from the peer that was authenticated, or whose outer source was checked.
@@ -128,7 +143,23 @@ impl Engine {
         reply: &mut Reply,
     ) -> Verdict {
         let input = Input { tables, origin: Origin::Peer(from), headers, segment_len: 0, segments, now };
-        self.run(&input, packet, reply)
+        self.run(&mut Silent, &input, packet, reply)
+    }
+
+    /// As [`Engine::outbound`] or [`Engine::inbound`], by where the packet came from, and tells how it was decided.
+    pub fn explained(
+        &mut self,
+        tables: &Tables,
+        question: &Question<'_>,
+        packet: &mut [u8],
+        now: Instant,
+        reply: &mut Reply,
+    ) -> (Verdict, Notes) {
+        let Question { origin, headers, segment_len, segments } = *question;
+        let input = Input { tables, origin, headers, segment_len, segments, now };
+        let mut notes = Notes::default();
+        let verdict = self.run(&mut notes, &input, packet, reply);
+        (verdict, notes)
     }
 
     /// Counts a packet that could not be parsed.
@@ -138,16 +169,36 @@ impl Engine {
     }
 
     #[inline]
-    fn run(&mut self, input: &Input<'_>, packet: &mut [u8], reply: &mut Reply) -> Verdict {
+    fn run<R: Recorder>(
+        &mut self,
+        recorder: &mut R,
+        input: &Input<'_>,
+        packet: &mut [u8],
+        reply: &mut Reply,
+    ) -> Verdict {
         let headers = input.headers;
-        match self.decide(input, packet) {
+        match self.decide(recorder, input, packet) {
             Fate::Go(path) => {
+                recorder.note(|notes| {
+                    notes.way(&path);
+                    notes.reached = Stage::Size;
+                    notes.size = size_note(input, &path);
+                });
                 clamp(input, &path, packet);
-                match fit(input.tables, &path, headers, input.segment_len) {
-                    Fit::Whole => self.accept(input, &path, None),
-                    Fit::Fragmented(mtu) => self.accept(input, &path, Some(mtu)),
-                    Fit::TooBig(mtu) => self.answer(input, packet, DropReason::TooBig, Answer::TooBig(mtu), reply),
+                let mtu = match fit(input.tables, &path, headers, input.segment_len) {
+                    Fit::Whole => None,
+                    Fit::Fragmented(mtu) => Some(mtu),
+                    Fit::TooBig(mtu) => {
+                        return self.answer(input, packet, DropReason::TooBig, Answer::TooBig(mtu), reply);
+                    }
+                };
+                if !input.tables.rates.is_empty()
+                    && let Err(reason) = limit(recorder, input, &path)
+                {
+                    self.counters.count_drop(reason, input.segments);
+                    return Verdict::Drop(reason);
                 }
+                self.accept(input, &path, mtu)
             }
             Fate::Held => Verdict::Held,
             Fate::Drop(reason) => {
@@ -160,32 +211,38 @@ impl Engine {
 
     /// Every check up to the MTU.
     #[inline]
-    fn decide(&mut self, input: &Input<'_>, packet: &[u8]) -> Fate {
+    fn decide<R: Recorder>(&mut self, recorder: &mut R, input: &Input<'_>, packet: &[u8]) -> Fate {
         let Input { tables, origin, headers, segments, now, .. } = *input;
         if let Err(reason) = early::check(headers) {
             return Fate::Drop(reason);
         }
+        recorder.note(|notes| {
+            notes.reached = Stage::Path;
+            notes.source = Some(tables.owners.lookup(headers.src).copied());
+            notes.target = Some(tables.owners.lookup(headers.dst).copied());
+        });
         let path = match self.paths.find(tables, origin, headers.src, headers.dst) {
             Ok(path) => path,
             Err(DropReason::NoOwner) => return Fate::Answer(DropReason::NoOwner, Answer::Unreachable),
             Err(reason) => return Fate::Drop(reason),
         };
+        recorder.note(|notes| notes.way(&path));
         let peer = match (origin, path.exit) {
             (Origin::Peer(peer), _) | (_, Exit::Peer(peer)) => Some(peer),
             (Origin::Tun, Exit::Tun) => None,
         };
         let packet_of_flow = Packet { tables, headers, path: &path, peer, segments, now };
         if headers.is_partial() {
-            return self.fragment(&packet_of_flow, origin, packet);
+            return self.fragment(recorder, &packet_of_flow, origin, packet);
         }
-        self.admit(&packet_of_flow, packet)
+        self.admit(recorder, &packet_of_flow, packet)
     }
 
     #[inline]
-    fn admit(&mut self, packet: &Packet<'_>, bytes: &[u8]) -> Fate {
+    fn admit<R: Recorder>(&mut self, recorder: &mut R, packet: &Packet<'_>, bytes: &[u8]) -> Fate {
         let admission = match packet.headers.transport {
-            Transport::Icmp(icmp) if icmp.is_error => self.conntrack.icmp_error(packet, bytes),
-            _ => self.conntrack.packet(&mut self.cache, &mut self.log, packet),
+            Transport::Icmp(icmp) if icmp.is_error => self.conntrack.icmp_error(recorder, packet, bytes),
+            _ => self.conntrack.packet(&mut self.cache, &mut self.log, recorder, packet),
         };
         match admission {
             Admission::Pass => Fate::Go(*packet.path),
@@ -195,7 +252,8 @@ impl Engine {
     }
 
     #[cold]
-    fn fragment(&mut self, packet: &Packet<'_>, origin: Origin, bytes: &[u8]) -> Fate {
+    fn fragment<R: Recorder>(&mut self, recorder: &mut R, packet: &Packet<'_>, origin: Origin, bytes: &[u8]) -> Fate {
+        recorder.note(|notes| notes.reached = Stage::Fragment);
         let now_ms = self.now_ms(packet.now);
         let fate = if packet.headers.is_later_fragment() {
             match self.fragments.later(origin, bytes, packet.headers, now_ms) {
@@ -206,7 +264,7 @@ impl Engine {
         } else {
             match self.fragments.first(origin, bytes, packet.headers, now_ms) {
                 Ok(()) => {
-                    let fate = self.admit(packet, bytes);
+                    let fate = self.admit(recorder, packet, bytes);
                     let passed = if let Fate::Go(path) = &fate { Some(*path) } else { None };
                     self.fragments.settle(origin, packet.headers, passed);
                     fate
@@ -226,7 +284,7 @@ impl Engine {
 
     /// Hands out held fragments whose first fragment has passed since; call after a batch. Fragments that have become
     /// too big for their peer are dropped and counted.
-    pub fn take_released(&mut self, tables: &Tables, out: &mut Vec<Released>) {
+    pub fn take_released(&mut self, tables: &Tables, now: Instant, out: &mut Vec<Released>) {
         for freed in self.fragments.freed() {
             let Ok(headers) = Headers::parse(&freed.packet) else { continue };
             let verdict = match fit(tables, &freed.path, &headers, freed.packet.len()) {
@@ -242,6 +300,15 @@ impl Engine {
                 Origin::Peer(_) => &mut self.counters.inbound,
             };
             traffic.add(1, freed.packet.len());
+            // Held before, so it is charged and not refused: the debt is paid by what follows.
+            if !tables.rates.is_empty() {
+                tables.rates.charge(
+                    (headers.src, headers.dst),
+                    peers(freed.origin, &freed.path),
+                    Load::of(&headers, 1),
+                    now,
+                );
+            }
             out.push(Released { packet: freed.packet, origin: freed.origin, verdict });
         }
     }
@@ -327,6 +394,51 @@ impl Engine {
     }
 }
 
+/// Decides a packet as an engine over `conntrack` would at `now`, by the same code, and changes nothing: no flow, no count, no
+/// bucket. Fragments are judged as if none of their datagram had been seen.
+#[must_use]
+pub fn rehearse(
+    conntrack: &Conntrack,
+    tables: &Tables,
+    question: &Question<'_>,
+    packet: &mut [u8],
+    now: Instant,
+) -> (Verdict, Notes) {
+    let Question { origin, headers, segment_len, segments } = *question;
+    let shadow = Arc::new(conntrack.shadow(headers, packet, now));
+    let mut engine = Engine::for_worker(&shadow, now);
+    let input = Input { tables, origin, headers, segment_len, segments, now };
+    let mut rehearsal = Rehearsal::default();
+    let verdict = engine.run(&mut rehearsal, &input, packet, &mut Reply::new());
+    (verdict, rehearsal.0)
+}
+
+/// The peers a packet comes from and goes to.
+#[inline]
+fn peers(origin: Origin, path: &Path) -> (Option<PeerIndex>, Option<PeerIndex>) {
+    let from = if let Origin::Peer(peer) = origin { Some(peer) } else { None };
+    let to = if let Exit::Peer(peer) = path.exit { Some(peer) } else { None };
+    (from, to)
+}
+
+/// Asks the limits on rates.
+fn limit<R: Recorder>(recorder: &mut R, input: &Input<'_>, path: &Path) -> Result<(), DropReason> {
+    recorder.note(|notes| notes.reached = Stage::Rate);
+    let Input { tables, origin, headers, segments, now, .. } = *input;
+    let load = Load::of(headers, segments);
+    let checked = tables.rates.check((headers.src, headers.dst), peers(origin, path), load, R::IS_REAL, now);
+    checked.map_err(|(reason, place)| {
+        recorder.note(|notes| notes.limit = Some(place));
+        reason
+    })
+}
+
+fn size_note(input: &Input<'_>, path: &Path) -> Option<SizeNote> {
+    let Exit::Peer(peer) = path.exit else { return None };
+    let peer = input.tables.peer(peer)?;
+    Some(SizeNote { size: input.segment_len, mtu: inner_mtu(peer.inner_mtu, input.headers.src) })
+}
+
 #[inline]
 fn verdict(path: &Path, mtu: Option<Mtu>) -> Verdict {
     match (path.exit, mtu) {
@@ -382,3 +494,6 @@ fn clamp(input: &Input<'_>, path: &Path, packet: &mut [u8]) {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod rehearsal;

@@ -1,37 +1,17 @@
 //! Why a flow would pass or not: the same decisions as the packet path's, for a tuple without a packet.
 
-use std::fmt;
 use std::net::IpAddr;
 
 use overlay_wire::policy::Action;
 
 use crate::early;
+use crate::note::Stage;
 use crate::path::{self, End, Exit};
 use crate::policy::{DecidedBy, Tuple};
 use crate::reason::DropReason;
 use crate::tables::{Route, Tables};
+use crate::trace;
 use crate::verdict::Origin;
-
-/// One check of the packet path.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Stage {
-    /// Addresses and protocols that never belong on the overlay.
-    Early,
-    /// The owners of source and destination.
-    Path,
-    /// The packet filter.
-    Policy,
-}
-
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Early => "addresses",
-            Self::Path => "path",
-            Self::Policy => "policy",
-        })
-    }
-}
 
 /// How a check ends.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -42,6 +22,17 @@ pub enum Outcome {
     Drop(DropReason),
     /// The packet is dropped and the sender told.
     Reject(DropReason),
+}
+
+impl Outcome {
+    /// Why the packet is dropped, if it is.
+    #[must_use]
+    pub fn reason(self) -> Option<DropReason> {
+        match self {
+            Self::Pass => None,
+            Self::Drop(reason) | Self::Reject(reason) => Some(reason),
+        }
+    }
 }
 
 /// One check with its outcome.
@@ -92,13 +83,7 @@ pub fn explain(tables: &Tables, tuple: &Tuple, is_own: impl Fn(IpAddr) -> bool) 
     }
     let Some((from, to)) = ends else { return steps };
     let decision = tables.policy.decide(tuple, from, to);
-    let detail = match decision.by {
-        DecidedBy::Rule(place) => match tables.policy.rules().get(place as usize) {
-            Some(rule) => format!("rule {}: {rule}", place + 1),
-            None => format!("rule {}", place + 1),
-        },
-        DecidedBy::Default(grounds) => grounds.to_string(),
-    };
+    let detail = trace::policy_words(tables, decision.by);
     let by_rule = matches!(decision.by, DecidedBy::Rule(_));
     let outcome = match (decision.action, by_rule) {
         (Action::Allow, _) => Outcome::Pass,
@@ -111,8 +96,9 @@ pub fn explain(tables: &Tables, tuple: &Tuple, is_own: impl Fn(IpAddr) -> bool) 
     steps
 }
 
-/// The two ends, where one is this host and the other one of its containers.
-fn direct(tables: &Tables, tuple: &Tuple, is_own: impl Fn(IpAddr) -> bool) -> Option<(End, End)> {
+/// The two ends, where one is this host and the other one of its containers: such packets do not pass the packet path.
+#[must_use]
+pub fn direct(tables: &Tables, tuple: &Tuple, is_own: impl Fn(IpAddr) -> bool) -> Option<(End, End)> {
     let local = &tables.local;
     let end = |address: IpAddr| {
         if local.host.contains(&address) || is_own(address) {
@@ -139,7 +125,7 @@ fn way(tables: &Tables, tuple: &Tuple) -> (Outcome, String, Option<(End, End)>) 
     match path::find(tables, origin, tuple.src, tuple.dst) {
         Ok(path) => {
             let way = match (origin, path.exit) {
-                (_, Exit::Peer(peer)) => format!("forwarded to {}", peer_name(tables, Route::Peer(peer))),
+                (_, Exit::Peer(peer)) => format!("forwarded to {}", tables.peer_name(Route::Peer(peer))),
                 (Origin::Peer(_), Exit::Tun) => "delivered here".to_owned(),
                 (Origin::Tun, Exit::Tun) => match path.to {
                     End::Outside => "leaves through this host".to_owned(),
@@ -156,15 +142,8 @@ fn way(tables: &Tables, tuple: &Tuple) -> (Outcome, String, Option<(End, End)>) 
 fn owner(tables: &Tables, route: Option<Route>) -> String {
     match route {
         Some(Route::Local) => "on this host".to_owned(),
-        Some(route) => format!("owned by {}", peer_name(tables, route)),
+        Some(route) => format!("owned by {}", tables.peer_name(route)),
         None => "owned by nobody".to_owned(),
-    }
-}
-
-fn peer_name(tables: &Tables, route: Route) -> String {
-    match route {
-        Route::Local => "this host".to_owned(),
-        Route::Peer(peer) => tables.peer(peer).map_or_else(|| format!("peer {}", peer.0), |peer| peer.name.clone()),
     }
 }
 

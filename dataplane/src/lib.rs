@@ -6,34 +6,40 @@
 //! for a tuple without a packet and names what decides. Every drop has a [`DropReason`] with its own counter.
 //!
 //! Order of the checks: addresses that never belong on an overlay, source and destination owner, fragments, connection
-//! tracking with the filter for new flows, MTU. Nothing before connection tracking leaves state behind.
+//! tracking with the filter for new flows, MTU, limits on rates. Nothing before connection tracking leaves state behind.
 
 #![forbid(unsafe_code)]
 
+pub mod capture;
 pub mod conntrack;
 mod early;
 mod engine;
 mod explain;
 mod fragment;
 mod limiter;
+mod note;
 mod path;
 pub mod policy;
+mod rate;
 mod reason;
 mod reply;
 mod tables;
+pub mod trace;
 mod verdict;
 
 #[cfg(test)]
 mod testing;
 
 pub use conntrack::{Conntrack, Cursor, FLOW_BYTES, FlowSelector, FlowSnapshot, FlowState, Pass, Restored, SavedWhile};
-pub use engine::{Engine, Limits};
-pub use explain::{Outcome, Stage, Step, explain};
+pub use engine::{Engine, Limits, Question, rehearse};
+pub use explain::{Outcome, Step, direct, explain};
+pub use note::{FlowNote, Notes, SizeNote, Stage};
 pub use path::End;
 pub use policy::{
     Addresses, CompiledPolicy, DecidedBy, Decision, Grounds, HostPolicy, HostRule, HostWay, Opening, Published,
     RuleEvent, Tuple, Warning,
 };
+pub use rate::{Limit, MAX_RATE, MIN_BURST, MIN_RATE, Rate, RateTable};
 pub use reason::{Counters, DropReason, Traffic};
 pub use tables::{LocalAddresses, PeerInfo, Route, Tables};
 pub use verdict::{Origin, Released, Reply, Verdict};

@@ -97,6 +97,10 @@ reasons! {
     FragmentRefused => "fragment_refused",
     /// The packet exceeds the peer's inner MTU and must not be fragmented.
     TooBig => "too_big",
+    /// More bits per second than a limit allows.
+    RateLimit => "rate_limit",
+    /// More packets per second than a limit allows.
+    PacketRateLimit => "packet_rate_limit",
 }
 
 impl DropReason {

@@ -6,6 +6,7 @@ use overlay_routing::fib::Fib;
 use overlay_wire::{Mtu, PeerIndex, Prefix};
 
 use crate::policy::CompiledPolicy;
+use crate::rate::RateTable;
 
 /// Where the owner of an address is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -56,6 +57,8 @@ pub struct Tables {
     pub peers: Vec<PeerInfo>,
     /// This host's addresses.
     pub local: LocalAddresses,
+    /// Limits on rates. They are not part of what `revision` speaks of.
+    pub rates: RateTable,
 }
 
 impl Tables {
@@ -64,6 +67,15 @@ impl Tables {
     #[must_use]
     pub fn peer(&self, index: PeerIndex) -> Option<&PeerInfo> {
         self.peers.get(index.0 as usize)
+    }
+
+    /// The name of the owner of a route, in output.
+    #[must_use]
+    pub fn peer_name(&self, route: Route) -> String {
+        match route {
+            Route::Local => "this host".to_owned(),
+            Route::Peer(peer) => self.peer(peer).map_or_else(|| format!("peer {}", peer.0), |peer| peer.name.clone()),
+        }
     }
 
     /// The host's own address of the family of `like`: the source of what the host itself answers.

@@ -73,6 +73,7 @@ pub(crate) fn tables(rules: &str) -> Tables {
             pool: vec![prefix("10.42.0.0/16"), prefix("fd42::/48")],
             announced: vec![prefix("192.168.7.0/24")],
         },
+        rates: RateTable::default(),
     }
 }
 
@@ -127,6 +128,12 @@ impl World {
 
     pub(crate) fn flows(&self) -> Vec<FlowSnapshot> {
         self.engine.flows(&FlowSelector::default(), usize::MAX, self.now)
+    }
+
+    /// Limits what the container `10.42.1.5` sends.
+    pub(crate) fn limit(&mut self, from: Rate) {
+        let limit = std::sync::Arc::new(Limit::new("web", from, Rate::default(), self.now));
+        self.tables.rates = RateTable::build(vec![(limit, vec![prefix("10.42.1.5/32")], None)]);
     }
 
     pub(crate) fn set_policy(&mut self, rules: &str) {

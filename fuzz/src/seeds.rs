@@ -10,7 +10,8 @@ use std::path::Path;
 use overlay_wire::gossip::message::{Message, PlainStatus, RouteVerdict, VersionEntry};
 use overlay_wire::gossip::record::{Record, RecordKey, RecordKind};
 use overlay_wire::gossip::{
-    HostBody, NetworkEntry, NetworkMode, NetworkOptions, NetworksBody, RouteAnnouncement, RoutesBody, envelope,
+    HostBody, NetworkEntry, NetworkMode, NetworkOptions, NetworksBody, RouteAnnouncement, RoutesBody, TraceAnswer,
+    TraceOutcome, TraceStep, TracedPacket, envelope,
 };
 use overlay_wire::gre::GreHeader;
 use overlay_wire::ipip::Outer;
@@ -274,6 +275,8 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ("path-probe", Message::PathProbe { nonce: 1 }),
         ("path-ack", Message::PathAck { nonce: 1, observed: Some(endpoint()) }),
         ("clock", Message::Clock { nonce: 1, unix_ms: 1_800_000_000_000 }),
+        ("trace-request", Message::TraceRequest { nonce: 1, packet: traced() }),
+        ("trace", Message::Trace { nonce: 1, answer: trace_answer() }),
     ];
     let encode = |message: Message| {
         let mut bytes = Vec::new();
@@ -281,6 +284,16 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         bytes
     };
     all.into_iter().map(|(name, message)| (name, encode(message))).collect()
+}
+
+fn traced() -> TracedPacket {
+    let (src, dst) = (IpAddr::from([10, 42, 1, 5]), IpAddr::from([10, 42, 2, 5]));
+    TracedPacket { protocol: 6, src, dst, src_port: 1000, dst_port: 443, size: 60, may_fragment: false }
+}
+
+fn trace_answer() -> TraceAnswer {
+    let step = TraceStep::new("policy", TraceOutcome::Denied, "rule 1: deny tcp from any to any");
+    TraceAnswer { steps: vec![TraceStep::new("path", TraceOutcome::Pass, "is for this host"), step] }
 }
 
 fn records() -> Vec<(&'static str, Vec<u8>)> {

@@ -14,10 +14,6 @@ pub const PLUGIN: &str = "overlay-cni";
 pub const BIN_DIR: &str = "/opt/cni/bin";
 /// Where every engine looks for networks.
 pub const CONF_DIR: &str = "/etc/cni/net.d";
-/// Where Debian's package containernetworking-plugins puts the reference plugins.
-const DEBIAN_BIN_DIR: &str = "/usr/lib/cni";
-/// Reference plugins that are chained where they are installed, and their capability.
-const CHAINED: [(&str, &str); 1] = [("bandwidth", "bandwidth")];
 
 /// What to install.
 #[derive(Debug, Clone)]
@@ -47,21 +43,14 @@ impl CniInstall {
     /// The network configuration that is written.
     #[must_use]
     pub fn conflist(&self) -> String {
-        let mut ours = json!({ "type": PLUGIN, "capabilities": { "ips": true, "mac": true, "portMappings": true, "aliases": true } });
+        let capabilities =
+            json!({ "ips": true, "mac": true, "portMappings": true, "bandwidth": true, "aliases": true });
+        let mut ours = json!({ "type": PLUGIN, "capabilities": capabilities });
         if let Some(socket) = &self.socket {
             ours["socket"] = json!(socket);
         }
-        let mut plugins = vec![ours];
-        for (name, capability) in CHAINED {
-            if [self.bin_dir.as_path(), Path::new(DEBIAN_BIN_DIR)]
-                .iter()
-                .any(|directory| directory.join(name).is_file())
-            {
-                plugins.push(json!({ "type": name, "capabilities": { capability: true } }));
-            }
-        }
         // The newest that podman 4 reads.
-        let list = json!({ "cniVersion": "1.0.0", "name": self.network, "plugins": plugins });
+        let list = json!({ "cniVersion": "1.0.0", "name": self.network, "plugins": [ours] });
         serde_json::to_string_pretty(&list).unwrap_or_default() + "\n"
     }
 
@@ -216,14 +205,15 @@ mod tests {
     }
 
     #[test]
-    fn reference_plugins_are_chained_where_they_lie() {
+    fn one_plugin_does_it_all_and_knows_its_socket() {
         let directory = tempfile::tempdir().unwrap();
         let plan = CniInstall { socket: Some("/run/other.sock".into()), ..plan(directory.path()) };
-        fs::create_dir(&plan.bin_dir).unwrap();
-        fs::write(plan.bin_dir.join("bandwidth"), "").unwrap();
         let list: Value = serde_json::from_str(&plan.conflist()).unwrap();
         assert_eq!(list["plugins"][0]["socket"], "/run/other.sock");
-        assert_eq!(list["plugins"][1], json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } }));
+        for capability in ["ips", "mac", "portMappings", "bandwidth"] {
+            assert_eq!(list["plugins"][0]["capabilities"][capability], true, "{capability}");
+        }
+        assert_eq!(list["plugins"].as_array().unwrap().len(), 1);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use overlay_control::api::{
     AddressBook, AddressHold, DnsRequest, DnsStatus, EndpointInfo, EndpointLease, EndpointRequest, HeldAddress,
-    NatRequest, PortSelector, PublishRequest, PublishedPort, Request, Response,
+    LimitRate, LimitRequest, NatRequest, PortSelector, PublishRequest, PublishedPort, Request, Response,
 };
 use overlay_control::{Client, Code, ControlError};
 
@@ -82,6 +82,11 @@ impl Daemon {
 
     pub(crate) fn commit(&mut self, lease: u64) -> Result<(), ControlError> {
         self.call(Request::EndpointCommit { lease }).map(drop)
+    }
+
+    /// Limits what an endpoint sends and gets.
+    pub(crate) fn limit(&mut self, selector: String, from: LimitRate, to: LimitRate) -> Result<(), ControlError> {
+        self.call(Request::Limit(LimitRequest::Set { selector, from: Some(from), to: Some(to) })).map(drop)
     }
 
     pub(crate) fn abort(&mut self, lease: u64) -> Result<(), ControlError> {

@@ -17,7 +17,11 @@ fn query(name: &str, kind: Rtype, size: Option<u16>) -> Vec<u8> {
     questions.push((Name::<Vec<u8>>::from_str(name).unwrap(), kind)).unwrap();
     let mut additional = questions.additional();
     if let Some(size) = size {
-        additional.opt(|opt| Ok(opt.set_udp_payload_size(size))).unwrap();
+        let written = additional.opt(|opt| {
+            opt.set_udp_payload_size(size);
+            Ok(())
+        });
+        written.unwrap();
     }
     additional.finish()
 }
@@ -76,7 +80,11 @@ fn edns_is_answered_with_edns_only_and_its_newer_versions_are_refused() {
     let mut builder = MessageBuilder::new_vec().question();
     builder.push((Name::<Vec<u8>>::from_str("web.ctr.overlay.internal.").unwrap(), Rtype::A)).unwrap();
     let mut additional = builder.additional();
-    additional.opt(|opt| Ok(opt.set_version(1))).unwrap();
+    let written = additional.opt(|opt| {
+        opt.set_version(1);
+        Ok(())
+    });
+    written.unwrap();
     let message = reply(&additional.finish(), UDP);
     assert_eq!((message.opt_rcode(), counts(&message)), (OptRcode::BADVERS, (0, 0, 1)));
 }

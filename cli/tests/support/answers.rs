@@ -19,6 +19,7 @@ use overlay_control::api::{
     PolicyWritten,
 };
 use overlay_control::api::{DnsRequest, DnsStatus, NatRequest, PortProtocol, PublishedPort};
+use overlay_control::api::{LimitInfo, LimitRate, Trace, TraceOutcome, TraceStep};
 use overlay_control::codes::Code;
 use overlay_wire::gossip::NetworkMode;
 use overlay_wire::{Encapsulation, HostId, Prefix};
@@ -298,6 +299,16 @@ pub(crate) fn answer(request: &Request) -> Answer {
             more: true,
         },
         Request::FlowKill { .. } => Response::Killed { count: 3 },
+        Request::Trace(request) => Response::Trace(Box::new(trace(request.port == 22))),
+        Request::Limit(_) => Response::Limits(vec![LimitInfo {
+            selector: "web".into(),
+            kind: "container".into(),
+            prefixes: vec!["10.42.1.5/32".parse().expect("a prefix")],
+            from: LimitRate { bits: Some(100_000_000), burst: Some(262_144), packets: Some(20_000) },
+            to: LimitRate::default(),
+            dropped_from: 17,
+            dropped_to: 0,
+        }]),
         Request::EndpointList => Response::Endpoints(vec![EndpointInfo {
             name: "web".into(),
             state: EndpointState::Attached,
@@ -429,6 +440,40 @@ pub(crate) fn answer(request: &Request) -> Answer {
         Request::PeerRemove { .. } => Response::Done { changed: false, notes: vec![] },
         _ => done(&[]),
     }])
+}
+
+fn trace(denied: bool) -> Trace {
+    let step = |host: &str, step: &str, outcome, text: &str, permit: Option<&str>| TraceStep {
+        host: host.into(),
+        step: step.into(),
+        outcome,
+        text: text.into(),
+        permit: permit.map(str::to_owned),
+    };
+    let pass = TraceOutcome::Pass;
+    let mut steps = vec![
+        step("h1", "path", pass, "10.42.1.5 is on this host, 10.42.2.7 is owned by h2: goes to h2", None),
+        step("h1", "policy", pass, "default members: members may talk to each other", None),
+    ];
+    steps.push(match denied {
+        true => {
+            let permit = "the rule `allow tcp/22 from 10.42.1.5 to 10.42.2.7` in front of rule 1";
+            step("h2", "policy", TraceOutcome::Denied, "rule 1: deny tcp/22 from any to any", Some(permit))
+        }
+        false => step("h2", "delivery", pass, "to the container web\u{1b}[2J through ov12", None),
+    });
+    Trace {
+        packet: "tcp 10.42.1.5:49152 -> 10.42.2.7:22, 40 bytes".into(),
+        from: "10.42.1.5".parse().expect("an address"),
+        to: "10.42.2.7".parse().expect("an address"),
+        protocol: 6,
+        source_port: 49152,
+        port: 22,
+        outcome: if denied { TraceOutcome::Denied } else { pass },
+        steps,
+        missing: (!denied).then(|| "h3 was not asked".to_owned()),
+        sent: None,
+    }
 }
 
 fn cluster_policy(request: &PolicyRequest) -> Response {

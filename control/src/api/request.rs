@@ -8,8 +8,10 @@ use overlay_wire::{Encapsulation, Prefix};
 use serde::{Deserialize, Serialize};
 
 use super::address::{AddressBook, AddressHold, HeldAddress};
+use super::capture::{CaptureRequest, Captured};
 use super::dns::{DnsRequest, DnsStatus};
 use super::endpoint::{EndpointInfo, EndpointLease, EndpointRequest};
+use super::limit::{LimitInfo, LimitRequest};
 use super::membership::{MembershipRequest, MembershipResponse};
 use super::nat::{NatRequest, PublishedPort};
 use super::network::{
@@ -19,6 +21,7 @@ use super::network::{
 use super::networks::{IpamRequest, IpamResponse, NetworkInfo, NetworkRequest};
 use super::policy::{ClusterPolicyStatus, PolicyRequest, PolicyTexts, PolicyWritten};
 use super::status::{PeerStatus, Status, VersionInfo};
+use super::trace::{Trace, TraceRequest};
 
 /// An encapsulation, or the one the configuration file asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,6 +111,10 @@ pub enum Request {
     ClusterPolicy(PolicyRequest),
     /// Judges a packet. Answer: `Verdict`.
     PolicyTest(PolicyTest),
+    /// The path of a packet, on this host and on the other. Answer: `Trace`.
+    Trace(TraceRequest),
+    /// Limits on rates.
+    Limit(LimitRequest),
     /// Tracked flows. Answer: `Flows`.
     FlowList {
         /// Which.
@@ -196,6 +203,8 @@ pub enum Request {
     },
     /// Membership, certificates and tokens. Answer: `Membership`, or `Done`.
     Membership(MembershipRequest),
+    /// Follow packets: `Done`, then a `Captured` for each batch until the connection closes.
+    Capture(CaptureRequest),
     /// Follow events: `Done`, then an `Event` for each until the connection closes.
     EventsFollow,
     /// What runs. Answer: `Version`.
@@ -220,7 +229,10 @@ impl Request {
             | Self::EndpointRemove { .. }
             | Self::AddressHold(_)
             | Self::AddressRelease { .. }
+            | Self::Capture(_)
             | Self::ConfigReload => true,
+            Self::Trace(request) => request.send,
+            Self::Limit(request) => request.is_change(),
             Self::Membership(request) => request.is_change(),
             Self::Nat(request) => request.is_change(),
             Self::Dns(request) => request.is_change(),
@@ -287,6 +299,10 @@ pub enum Response {
     PolicyTexts(Box<PolicyTexts>),
     /// The outcome of a policy test.
     Verdict(TestVerdict),
+    /// Limits on rates.
+    Limits(Vec<LimitInfo>),
+    /// The path of a packet.
+    Trace(Box<Trace>),
     /// Flows.
     Flows {
         /// The flows, at most as many as asked for.
@@ -337,6 +353,8 @@ pub enum Response {
     Findings(Vec<Finding>),
     /// An answer about membership.
     Membership(MembershipResponse),
+    /// Packets of a capture.
+    Captured(Box<Captured>),
     /// One event of a stream.
     Event(Event),
     /// What runs.
@@ -361,6 +379,8 @@ impl Response {
             Self::PolicyWritten(_) => "policy_written",
             Self::PolicyTexts(_) => "policy_texts",
             Self::Verdict(_) => "verdict",
+            Self::Limits(_) => "limits",
+            Self::Trace(_) => "trace",
             Self::Flows { .. } => "flows",
             Self::Killed { .. } => "killed",
             Self::Lease(_) => "lease",
@@ -378,6 +398,7 @@ impl Response {
             Self::Ready { .. } => "ready",
             Self::Findings(_) => "findings",
             Self::Membership(response) => response.name(),
+            Self::Captured(_) => "captured",
             Self::Event(_) => "event",
             Self::Version(_) => "version",
         }

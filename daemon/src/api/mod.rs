@@ -10,4 +10,4 @@ mod server;
 mod tests;
 
 pub(crate) use access::{Access, Caller};
-pub(crate) use server::{Backend, Server};
+pub(crate) use server::{Backend, Batches, NoBatches, Server};

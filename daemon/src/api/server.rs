@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use overlay_control::api::{ApiError, Event, Request, Response};
+use overlay_control::api::{ApiError, CaptureRequest, Captured, Event, Request, Response};
 use overlay_control::codes::Code;
 use overlay_control::frame::{self, FrameError, HEADER_BYTES, PROTOCOL_VERSION, Reply, ReplyFrame, RequestFrame};
 use serde::Serialize;
@@ -33,11 +33,32 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What answers requests.
 pub(crate) trait Backend: Send + Sync + 'static {
+    /// Packets of a capture.
+    type Batches: Batches;
+
     /// Answers one request; the caller's right to make it has been checked.
     fn handle(&self, caller: Caller, request: Request) -> impl Future<Output = Result<Response, ApiError>> + Send;
 
     /// A view of the events from now on.
     fn events(&self) -> broadcast::Receiver<Event>;
+
+    /// Begins a capture; it ends when what is returned is dropped.
+    fn capture(&self, request: &CaptureRequest) -> impl Future<Output = Result<Self::Batches, ApiError>> + Send;
+}
+
+/// The captures of a backend that has none.
+pub(crate) enum NoBatches {}
+
+impl Batches for NoBatches {
+    async fn next(&mut self) -> Captured {
+        match *self {}
+    }
+}
+
+/// Packets of a capture, batch by batch.
+pub(crate) trait Batches: Send {
+    /// Waits for the next.
+    fn next(&mut self) -> impl Future<Output = Captured> + Send;
 }
 
 /// Why the socket cannot be opened.
@@ -217,6 +238,19 @@ async fn serve<B: Backend>(
                 followed = follow(&mut stream, events) => followed,
             };
         }
+        if let Request::Capture(request) = &request {
+            let batches = match backend.capture(request).await {
+                Ok(batches) => batches,
+                Err(error) => {
+                    send(&mut stream, Reply::Error(error)).await?;
+                    continue;
+                }
+            };
+            return tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => Ok(()),
+                captured = capture(&mut stream, batches) => captured,
+            };
+        }
         let deadline = match &request {
             Request::Doctor { .. } => DOCTOR_DEADLINE,
             Request::Membership(request) if request.is_slow() => DOCTOR_DEADLINE,
@@ -260,6 +294,20 @@ async fn follow(stream: &mut UnixStream, mut events: broadcast::Receiver<Event>)
                 return send(stream, Reply::Error(error)).await;
             }
         }
+    }
+}
+
+/// Sends captured packets until the caller goes away. One that reads slowly loses packets in the ring, which counts them.
+async fn capture(stream: &mut UnixStream, mut batches: impl Batches) -> Result<(), FrameError> {
+    let begun = Response::Done { changed: false, notes: Vec::new() };
+    send(stream, Reply::Ok(Box::new(begun))).await?;
+    loop {
+        let mut byte = [0; 1];
+        let captured = tokio::select! {
+            captured = batches.next() => captured,
+            _ = stream.read(&mut byte) => return Ok(()),
+        };
+        send(stream, Reply::Ok(Box::new(Response::Captured(Box::new(captured))))).await?;
     }
 }
 

@@ -5,25 +5,31 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::Arc;
 
-use overlay_control::api::{ApiError, Event, Request, Response, Severity};
-use overlay_control::{Client, ControlError, Timestamp};
+use overlay_control::api::{ApiError, CaptureRequest, Event, Request, Response, Severity};
+use overlay_control::{Client, Code, ControlError, Timestamp};
 use tokio::sync::{broadcast, watch};
 
 use super::access::Right;
 use super::server::BindError;
-use super::{Access, Backend, Caller, Server};
+use super::{Access, Backend, Caller, NoBatches, Server};
 
 struct Echo {
     events: broadcast::Sender<Event>,
 }
 
 impl Backend for Echo {
+    type Batches = NoBatches;
+
     async fn handle(&self, _caller: Caller, request: Request) -> Result<Response, ApiError> {
         Ok(Response::Done { changed: request.is_change(), notes: vec![format!("{request:?}")] })
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
+    }
+
+    async fn capture(&self, _request: &CaptureRequest) -> Result<NoBatches, ApiError> {
+        Err(ApiError::new(Code::Unsupported, "no captures", "this is a test", "use a daemon"))
     }
 }
 

@@ -36,6 +36,7 @@ impl Api {
             self.members_aware().await;
         }
         let lease = prepared.map_err(|error| refused(&self.with_owner(error)))?;
+        self.prune_limits().await;
         Ok(Response::Lease(lease.to_api()))
     }
 
@@ -60,6 +61,7 @@ impl Api {
 
     pub(super) async fn endpoint_remove(&self, name: &str) -> Result<Response, ApiError> {
         self.core.plumbing.remove(name.to_owned()).await.map_err(|error| refused(&error))?;
+        self.prune_limits().await;
         self.core.events.info("endpoint-detached", Some(name), "asked for");
         Ok(done(true, vec![format!("endpoint {name} is detached")]))
     }

@@ -2,11 +2,13 @@
 
 mod addresses;
 mod ask;
+mod capture;
 mod change;
 mod cluster_policy;
 mod dns;
 mod endpoints;
 mod held;
+mod limits;
 mod look;
 mod membership;
 mod metrics;
@@ -18,15 +20,17 @@ mod ports;
 mod problems;
 mod routes;
 mod status;
+mod trace;
 
 use std::sync::Arc;
 
-use overlay_control::api::{Event, Request, Response};
+use overlay_control::api::{CaptureRequest, Event, Request, Response};
 use overlay_control::{ApiError, Code};
 use tokio::sync::broadcast;
 
 use crate::api::{Backend, Caller};
 use crate::core::Core;
+use capture::Reading;
 
 /// Answers requests.
 #[derive(Debug)]
@@ -48,6 +52,8 @@ impl Api {
 }
 
 impl Backend for Api {
+    type Batches = Reading;
+
     async fn handle(&self, caller: Caller, request: Request) -> Result<Response, ApiError> {
         if request.is_change() {
             tracing::info!(?caller, request = request_name(&request), "change asked for");
@@ -74,6 +80,8 @@ impl Backend for Api {
             Request::PolicyApply { policy } => self.policy_apply(policy).await,
             Request::ClusterPolicy(request) => self.cluster_policy(request).await,
             Request::PolicyTest(test) => Ok(self.policy_test(&test)),
+            Request::Limit(request) => self.limit(request).await,
+            Request::Trace(request) => self.trace(&request).await,
             Request::FlowList { selector, limit } => self.flow_list(&selector, limit),
             Request::FlowKill { selector } => self.flow_kill(&selector),
             Request::EndpointPrepare(request) => self.endpoint_prepare(request).await,
@@ -105,14 +113,19 @@ impl Backend for Api {
                 .ok_or_else(|| not_found("ping", &id.to_string(), "overlayctl ping PEER")),
             Request::WaitReady => Ok(self.ready()),
             Request::Doctor { mode, peer } => self.doctor(mode, peer).await,
-            // The server follows the events itself; this opens the stream.
-            Request::EventsFollow => Ok(Response::Done { changed: false, notes: Vec::new() }),
+            // The server follows events and packets itself; this opens the stream.
+            Request::EventsFollow | Request::Capture(_) => Ok(Response::Done { changed: false, notes: Vec::new() }),
             Request::Version => Ok(Response::Version(self.version())),
         }
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {
         self.core.events.subscribe()
+    }
+
+    async fn capture(&self, request: &CaptureRequest) -> Result<Reading, ApiError> {
+        tracing::info!(filter = %request.filter, "capture begins");
+        self.begin_capture(request).await
     }
 }
 

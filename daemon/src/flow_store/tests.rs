@@ -39,6 +39,7 @@ fn filled(flows: u16) -> Arc<Conntrack> {
         revision: 1,
         peers: vec![peer],
         local: LocalAddresses::default(),
+        rates: overlay_dataplane::RateTable::default(),
     };
     let mut engine = Engine::for_worker(&table, now);
     for port in 1..=flows {

@@ -53,6 +53,11 @@ impl Store {
         })))
     }
 
+    /// The state directory.
+    pub(crate) fn directory(&self) -> &Arc<StateDir> {
+        &self.0.directory
+    }
+
     /// The configuration layer of the membership in a state directory; nothing is written.
     ///
     /// # Errors

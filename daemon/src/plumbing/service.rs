@@ -450,7 +450,10 @@ async fn obey(plumber: &mut Plumber, command: Command, told: &Told) {
         Command::SetNames(endpoint, names, reply) => {
             drop(reply.send(tell(plumber.set_names(&endpoint, &names), plumber, told)))
         }
-        Command::SetNameServers(servers, reply) => drop(reply.send(plumber.set_name_servers(servers).await)),
+        Command::SetNameServers(servers, reply) => {
+            plumber.set_name_servers(servers).await;
+            let _ = reply.send(());
+        }
         Command::KernelTunnels(reply) => drop(reply.send(plumber.kernel_tunnels().await)),
         Command::List(reply) => drop(reply.send(plumber.endpoints())),
         Command::Hold(wanted, reply) => drop(reply.send(plumber.hold(&wanted))),

@@ -24,6 +24,7 @@ use super::sockets::{Sockets, open_sockets};
 use super::{Next, Process, check_identities};
 use crate::asking::Listeners;
 use crate::backend::Api;
+use crate::capture::Captures;
 use crate::cluster_policy::PolicyState;
 use crate::core::{Change, Core, CoreParts, host_addresses, unix_ms};
 use crate::counters::PathCounters;
@@ -35,6 +36,7 @@ use crate::director::{
 use crate::events::EventLog;
 use crate::flow_store::{FlowSaver, FlowStore};
 use crate::handshake::HandshakeThread;
+use crate::limits::Limits;
 use crate::membership::{IssuerTask, Kept, Work, keep};
 use crate::metrics;
 use crate::names::{self, NameParts};
@@ -184,6 +186,7 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
         start,
         probe_id: (OsRng.next_u32() >> 16) as u16,
         pings: crate::ping::Pings::default(),
+        captures: Arc::new(Captures::new(Duration::from_secs(config.limits.capture_back_seconds.into()))),
         handshakes,
         gossip: gossip_datagrams,
         events: worker_event,
@@ -193,11 +196,13 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     let conntrack = Arc::new(Conntrack::new(config.limits.conntrack_entries as usize, seed, start));
     let (worker, commands, wake) = WorkerHandle::channel().map_err(|error| internal("no descriptor left", error))?;
 
+    let limits = Limits::open(process.store.directory()).map_err(|error| error.to_api())?;
     let core = Arc::new(Core::new(CoreParts {
         shared: Arc::clone(&shared),
         config_path: process.config_path.clone(),
         worker: worker.clone(),
         conntrack: Arc::clone(&conntrack),
+        limits,
         plumbing: plumbing.clone(),
         keys: keys.clone(),
         identity: identity.public(),
@@ -488,6 +493,7 @@ fn director(
         host_policy: None,
         loop_told: None,
         listeners: Listeners::default(),
+        traces: crate::director::TraceDesk::default(),
         work: parts.work,
         keeper: parts.keeper,
         is_unkept: false,

@@ -6,17 +6,18 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use overlay_dataplane::Verdict;
+use overlay_dataplane::{Origin, Question, Verdict};
 use overlay_wire::checksum;
 use overlay_wire::gre::{GreHeader, ReceiveSequence};
 use overlay_wire::ipip::{self, Outer};
-use overlay_wire::offload::coalesce::{Coalescer, Joining, Trust};
+use overlay_wire::offload::coalesce::{Coalescer, Entry, Joining, Trust};
 use overlay_wire::offload::{GsoKind, Segments, VnetHeader};
 use overlay_wire::packet::Headers;
 use overlay_wire::{Encapsulation, PeerIndex, ecn};
 
 use super::transmit::{Held, Outgoing, hold};
 use super::{ReceiveSockets, Worker, inner_mtu, release};
+use crate::capture::Seen;
 use crate::counters::PathDrop;
 use crate::peers::Peer;
 use crate::probe;
@@ -319,8 +320,11 @@ impl Worker {
             let peer = PeerIndex(entry.tag);
             let headers = &entry.headers;
             let packet = &mut arena[entry.first()];
-            let verdict =
-                self.engine.inbound(&snapshot.tables, peer, headers, packet, entry.segments, now, &mut self.reply);
+            let verdict = if self.shared.captures.is_active() {
+                self.decide_joined(snapshot, entry, &mut arena, now)
+            } else {
+                self.engine.inbound(&snapshot.tables, peer, headers, packet, entry.segments, now, &mut self.reply)
+            };
             match verdict {
                 Verdict::Deliver => {
                     if self.consume_probe(snapshot, peer, headers, &arena[entry.first()], now) {
@@ -351,6 +355,33 @@ impl Worker {
         self.inbound.arena = arena;
         self.inbound.coalescer = coalescer;
         self.inbound.clear();
+    }
+
+    /// Decides a packet or super-packet while somebody captures.
+    #[cold]
+    fn decide_joined(&mut self, snapshot: &Snapshot, entry: &Entry, arena: &mut [u8], now: Instant) -> Verdict {
+        let (tables, origin) = (&snapshot.tables, Origin::Peer(PeerIndex(entry.tag)));
+        let question = Question { origin, headers: &entry.headers, segment_len: 0, segments: entry.segments };
+        let (verdict, notes) =
+            self.engine.explained(tables, &question, &mut arena[entry.first()], now, &mut self.reply);
+        // Shown as the one packet that it is now.
+        entry.finish(arena);
+        let mut parts = [&[][..]; 65];
+        parts[0] = &arena[entry.first()];
+        let payloads = entry.payloads();
+        for (part, (at, len)) in parts[1..].iter_mut().zip(payloads) {
+            *part = &arena[*at..at + len];
+        }
+        let count = payloads.len().min(parts.len() - 1);
+        self.shared.captures.see(&Seen {
+            origin,
+            verdict,
+            notes: &notes,
+            revision: tables.revision,
+            headers: Some(&entry.headers),
+            parts: &parts[..=count],
+        });
+        verdict
     }
 
     fn write_entry(

@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::time::Instant;
 
-use overlay_dataplane::{Released, Verdict};
+use overlay_dataplane::{Notes, Origin, Question, Released, Verdict};
 use overlay_wire::PeerIndex;
 use overlay_wire::fragment;
 use overlay_wire::offload::{GsoKind, Segments, VnetHeader, complete_checksum};
@@ -11,6 +11,7 @@ use overlay_wire::packet::{Headers, Transport};
 
 use super::transmit::{Held, Outgoing, hold};
 use super::{MAX_PACKET, READS, Worker, inner_mtu, release};
+use crate::capture::Seen;
 use crate::counters::PathDrop;
 use crate::device;
 use crate::shared::WorkerEvent;
@@ -63,7 +64,12 @@ impl Worker {
         let headers = match Headers::parse(packet) {
             Ok(headers) => headers,
             Err(error) => {
-                self.engine.malformed(&error);
+                let verdict = self.engine.malformed(&error);
+                if self.shared.captures.is_active() {
+                    let (notes, revision) = (&Notes::default(), snapshot.tables.revision);
+                    let seen = Seen { origin: Origin::Tun, verdict, notes, revision, headers: None, parts: &[packet] };
+                    self.shared.captures.see(&seen);
+                }
                 return;
             }
         };
@@ -87,8 +93,12 @@ impl Worker {
                 }
             }
         };
-        let verdict =
-            self.engine.outbound(&snapshot.tables, &headers, packet, segment_len, segments, now, &mut self.reply);
+        let verdict = if self.shared.captures.is_active() {
+            let question = Question { origin: Origin::Tun, headers: &headers, segment_len, segments };
+            self.decide_captured(snapshot, &question, packet, now)
+        } else {
+            self.engine.outbound(&snapshot.tables, &headers, packet, segment_len, segments, now, &mut self.reply)
+        };
         match verdict {
             Verdict::Forward(peer) => {
                 let Some(held) = hold(held, snapshot, peer) else { return };
@@ -123,6 +133,28 @@ impl Worker {
             release(held);
             self.release_fragments(snapshot, now);
         }
+    }
+
+    /// Decides a packet while somebody captures.
+    #[cold]
+    fn decide_captured(
+        &mut self,
+        snapshot: &Snapshot,
+        question: &Question<'_>,
+        packet: &mut [u8],
+        now: Instant,
+    ) -> Verdict {
+        let tables = &snapshot.tables;
+        let (verdict, notes) = self.engine.explained(tables, question, packet, now, &mut self.reply);
+        self.shared.captures.see(&Seen {
+            origin: question.origin,
+            verdict,
+            notes: &notes,
+            revision: tables.revision,
+            headers: Some(question.headers),
+            parts: &[packet],
+        });
+        verdict
     }
 
     /// Whether the packet is a datagram of our own underlay socket: sent from our port with our overlay address, as the
@@ -178,7 +210,7 @@ impl Worker {
     /// Sends fragments that the engine held until their first one passed.
     pub(super) fn release_fragments(&mut self, snapshot: &Snapshot, now: Instant) {
         let mut released: Vec<Released> = Vec::new();
-        self.engine.take_released(&snapshot.tables, &mut released);
+        self.engine.take_released(&snapshot.tables, now, &mut released);
         let mut held = None;
         for fragment in released {
             let Ok(headers) = Headers::parse(&fragment.packet) else { continue };

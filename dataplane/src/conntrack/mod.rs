@@ -8,6 +8,7 @@
 mod entry;
 mod key;
 mod saved;
+mod shadow;
 mod shard;
 mod share;
 mod snapshot;
@@ -26,18 +27,22 @@ use overlay_wire::policy::Action;
 use parking_lot::Mutex;
 
 pub use saved::{Cursor, FLOW_BYTES, Pass, Restored, SavedWhile};
+pub(crate) use snapshot::state_of;
 pub use snapshot::{FlowSelector, FlowSnapshot, FlowState};
 
 use crate::early;
+use crate::note::{FlowNote, Recorder, Stage};
 use crate::path::{End, Path};
 use crate::policy::{DecidedBy, RuleLog};
 use crate::reason::DropReason;
 use crate::tables::Tables;
-use entry::{Entry, TICKS_PER_SECOND, Tick, Track};
+pub(crate) use entry::Entry;
+use entry::{TICKS_PER_SECOND, Tick, Track};
 use key::FlowKey;
 use shard::{Handle, Shard};
 use share::Shares;
-use tcp::{Direction, TcpState, TcpTrack, TcpVerdict};
+pub(crate) use tcp::Direction;
+use tcp::{TcpState, TcpTrack, TcpVerdict};
 
 /// Flows in a shard, at most; small enough that a lock is held for nanoseconds.
 const SHARD_FLOWS: usize = 4096;
@@ -174,7 +179,14 @@ impl Conntrack {
 
     /// Decides a packet other than an ICMP error or a later fragment, and tracks its flow.
     #[inline]
-    pub(crate) fn packet(&self, cache: &mut FlowCache, log: &mut RuleLog, packet: &Packet<'_>) -> Admission {
+    pub(crate) fn packet<R: Recorder>(
+        &self,
+        cache: &mut FlowCache,
+        log: &mut RuleLog,
+        recorder: &mut R,
+        packet: &Packet<'_>,
+    ) -> Admission {
+        recorder.note(|notes| notes.reached = Stage::Flow);
         let headers = packet.headers;
         let (message, ports) = match &headers.transport {
             Transport::Tcp(tcp) => {
@@ -200,11 +212,12 @@ impl Conntrack {
         if cached.key == key {
             let mut shard = self.shards[cached.shard as usize].lock();
             if shard.get(cached.handle).is_some() {
-                return match self.known(&mut shard, cached.handle, cached.direction, &message, packet, now) {
+                return match self.known(&mut shard, recorder, (cached.handle, cached.direction), &message, packet, now)
+                {
                     Some(admission) => admission,
                     None => {
                         let hash = key.symmetric_hash(&self.secret);
-                        self.admit(&mut shard, log, &key, hash, &message, packet, now)
+                        self.admit(&mut shard, log, recorder, (&key, hash), &message, packet, now)
                     }
                 };
             }
@@ -214,20 +227,20 @@ impl Conntrack {
         let mut shard = self.shards[at].lock();
         if let Some((handle, direction)) = shard.find(&key, hash) {
             cache.0[slot] = Cached { key, shard: at as u32, handle, direction };
-            if let Some(admission) = self.known(&mut shard, handle, direction, &message, packet, now) {
+            if let Some(admission) = self.known(&mut shard, recorder, (handle, direction), &message, packet, now) {
                 return admission;
             }
         }
-        self.admit(&mut shard, log, &key, hash, &message, packet, now)
+        self.admit(&mut shard, log, recorder, (&key, hash), &message, packet, now)
     }
 
     /// Decides a packet of a flow in the table; `None` when the flow is over and the packet may open another.
     #[inline]
-    fn known(
+    fn known<R: Recorder>(
         &self,
         shard: &mut Shard,
-        handle: Handle,
-        direction: Direction,
+        recorder: &mut R,
+        (handle, direction): (Handle, Direction),
         message: &Message<'_>,
         packet: &Packet<'_>,
         now: Tick,
@@ -237,12 +250,20 @@ impl Conntrack {
             shard.remove(handle.slot, &self.shares);
             return None;
         }
+        recorder.note(|notes| notes.flow = Some(FlowNote::of(entry, direction)));
         if entry.revision != packet.tables.revision
-            && let Err(admission) = recheck(entry, direction, packet)
+            && let Err(admission) = recheck(entry, direction, recorder, packet)
         {
             shard.remove(handle.slot, &self.shares);
             return Some(admission);
         }
+        recorder.note(|notes| {
+            // What keeps the flow allowed: under these tables the filter was asked before, and answers the same.
+            if notes.decision.is_none() {
+                let (from, to) = ends(direction, packet.path);
+                notes.decision = Some(packet.tables.policy.decide(&entry.original.tuple(), from, to));
+            }
+        });
         let was_assured = entry.assured;
         let mut assured = was_assured;
         match (&mut entry.track, message) {
@@ -288,18 +309,19 @@ impl Conntrack {
     /// Decides a packet of no flow: asks the filter, and tracks the flow if it may pass.
     #[cold]
     #[expect(clippy::too_many_arguments, reason = "all of it is at hand where it is called")]
-    fn admit(
+    fn admit<R: Recorder>(
         &self,
         shard: &mut Shard,
         log: &mut RuleLog,
-        key: &FlowKey,
-        hash: u64,
+        recorder: &mut R,
+        (key, hash): (&FlowKey, u64),
         message: &Message<'_>,
         packet: &Packet<'_>,
         now: Tick,
     ) -> Admission {
         let payload_len = packet.headers.payload_len() as u32;
         let Packet { tables, path, .. } = packet;
+        recorder.note(|notes| (notes.flow, notes.decision) = (None, None));
         let (mut original, mut direction) = (*key, Direction::Original);
         let track = match message {
             Message::Tcp(tcp) if tcp.flags.syn() && !tcp.flags.ack() => Track::Tcp(TcpTrack::open(tcp, payload_len)),
@@ -310,6 +332,7 @@ impl Conntrack {
                 }
                 let forward = tables.policy.decide(&key.tuple(), path.from, path.to);
                 let backward = tables.policy.decide(&key.reversed().tuple(), path.to, path.from);
+                recorder.note(|notes| notes.decision = Some(if forward.allows() { forward } else { backward }));
                 if !forward.allows() {
                     if !backward.allows() {
                         return Admission::Drop(DropReason::TcpNoFlow);
@@ -326,7 +349,10 @@ impl Conntrack {
         if direction == Direction::Original {
             let tuple = key.tuple();
             let decision = tables.policy.decide(&tuple, path.from, path.to);
-            tables.policy.record(&tuple, decision, tables.revision, log);
+            recorder.note(|notes| (notes.reached, notes.decision) = (Stage::Policy, Some(decision)));
+            if R::IS_REAL {
+                tables.policy.record(&tuple, decision, tables.revision, log);
+            }
             let by_rule = matches!(decision.by, DecidedBy::Rule(_));
             match decision.action {
                 Action::Allow => {}
@@ -336,6 +362,7 @@ impl Conntrack {
                 Action::Reject => return Admission::Reject(DropReason::PolicyDefault),
             }
         }
+        recorder.note(|notes| notes.reached = Stage::Table);
         if !self.shares.allows(original.source()) {
             return Admission::Drop(DropReason::SourceShare);
         }
@@ -358,7 +385,8 @@ impl Conntrack {
     }
 
     /// Decides an ICMP error by the packet it quotes, which must have been sent by the error's receiver in a live flow.
-    pub(crate) fn icmp_error(&self, packet: &Packet<'_>, bytes: &[u8]) -> Admission {
+    pub(crate) fn icmp_error<R: Recorder>(&self, recorder: &mut R, packet: &Packet<'_>, bytes: &[u8]) -> Admission {
+        recorder.note(|notes| notes.reached = Stage::Flow);
         let quote = Quote::parse(bytes, packet.headers).filter(|quote| quote.src == packet.headers.dst);
         let Some((key, quoted_seq)) = quote.as_ref().and_then(quoted_flow) else {
             return Admission::Drop(DropReason::IcmpUnrelated);
@@ -372,9 +400,10 @@ impl Conntrack {
         let Some(entry) = shard.get(handle).filter(|entry| entry.expires > now) else {
             return Admission::Drop(DropReason::IcmpUnrelated);
         };
+        recorder.note(|notes| notes.flow = Some(FlowNote::of(entry, direction.opposite())));
         if entry.revision != packet.tables.revision {
             // The error travels against the packet it quotes.
-            if let Err(admission) = recheck(entry, direction.opposite(), packet) {
+            if let Err(admission) = recheck(entry, direction.opposite(), recorder, packet) {
                 shard.remove(handle.slot, &self.shares);
                 return admission;
             }
@@ -419,12 +448,18 @@ fn quoted_flow(quote: &Quote) -> Option<(FlowKey, Option<u32>)> {
 /// Asks the filter again about a flow admitted under other tables. `direction` is that of the packet at hand, whose path
 /// tells what the two ends are now.
 #[cold]
-fn recheck(entry: &mut Entry, direction: Direction, packet: &Packet<'_>) -> Result<(), Admission> {
-    let Path { from, to, .. } = *packet.path;
-    let (from, to): (End, End) = if direction == Direction::Original { (from, to) } else { (to, from) };
+fn recheck<R: Recorder>(
+    entry: &mut Entry,
+    direction: Direction,
+    recorder: &mut R,
+    packet: &Packet<'_>,
+) -> Result<(), Admission> {
+    let (from, to) = ends(direction, packet.path);
     let decision = packet.tables.policy.decide(&entry.original.tuple(), from, to);
+    recorder.note(|notes| (notes.reached, notes.decision) = (Stage::Policy, Some(decision)));
     match decision.action {
         Action::Allow => {
+            recorder.note(|notes| notes.reached = Stage::Flow);
             entry.revision = packet.tables.revision;
             if let Some(peer) = packet.peer {
                 entry.peer = peer.0;
@@ -434,6 +469,12 @@ fn recheck(entry: &mut Entry, direction: Direction, packet: &Packet<'_>) -> Resu
         Action::Deny => Err(Admission::Drop(DropReason::PolicyRevoked)),
         Action::Reject => Err(Admission::Reject(DropReason::PolicyRevoked)),
     }
+}
+
+/// The two ends of a flow's first packet, from the path of a packet in this direction.
+#[inline]
+fn ends(direction: Direction, path: &Path) -> (End, End) {
+    if direction == Direction::Original { (path.from, path.to) } else { (path.to, path.from) }
 }
 
 /// Whether `ip` matches an optional prefix.

@@ -177,6 +177,17 @@ impl Shard {
         self.live < self.capacity
     }
 
+    /// Whether a new flow would find a place, another making room if need be.
+    pub(super) fn would_take_another(&self, now: Tick) -> bool {
+        if self.live < self.capacity || self.first != NOWHERE {
+            return true;
+        }
+        // As far as `make_room` would sweep.
+        let slots = self.entries.len();
+        let swept = (0..SEARCH.min(slots)).map(|step| &self.entries[(self.sweep + step) % slots]);
+        swept.into_iter().any(|entry| entry.live && entry.expires <= now)
+    }
+
     /// Up to `count` slots from `first` on, free ones among them; fewer at the end.
     pub(super) fn slots(&self, first: usize, count: usize) -> &[Entry] {
         let end = first.saturating_add(count).min(self.entries.len());

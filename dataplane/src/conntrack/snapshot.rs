@@ -118,8 +118,9 @@ fn span(from: Tick, to: Tick) -> Duration {
     Duration::from_millis(u64::from(to.saturating_sub(from)) * u64::from(1000 / TICKS_PER_SECOND))
 }
 
-fn snapshot(entry: &Entry, now: Tick) -> FlowSnapshot {
-    let state = match (&entry.track, entry.replied) {
+/// The state of a flow as people see it.
+pub(crate) fn state_of(entry: &Entry) -> FlowState {
+    match (&entry.track, entry.replied) {
         (Track::Tcp(tcp), _) => match tcp.state {
             TcpState::SynSent => FlowState::SynSent,
             TcpState::SynReceived => FlowState::SynReceived,
@@ -131,7 +132,11 @@ fn snapshot(entry: &Entry, now: Tick) -> FlowSnapshot {
         },
         (Track::Udp | Track::Echo | Track::Other, true) => FlowState::Replied,
         (Track::Udp | Track::Echo | Track::Other, false) => FlowState::Unreplied,
-    };
+    }
+}
+
+fn snapshot(entry: &Entry, now: Tick) -> FlowSnapshot {
+    let state = state_of(entry);
     FlowSnapshot {
         tuple: entry.original.tuple(),
         reply_tuple: entry.reply.tuple(),

@@ -144,6 +144,26 @@ fn every_reason_is_reached_and_counted() {
             }),
         ),
         (R::TooBig, "", Box::new(|w| w.out(&mut udp(A, 1, B, 80, 1400)))),
+        (
+            R::RateLimit,
+            "",
+            Box::new(|w| {
+                w.limit(Rate { bits: Some(1000), burst: Some(20), packets: None });
+                assert_eq!(w.out(&mut udp(A, 1, B, 80, 100)), Verdict::Forward(H2));
+                w.out(&mut udp(A, 1, B, 80, 100))
+            }),
+        ),
+        (
+            R::PacketRateLimit,
+            "",
+            Box::new(|w| {
+                w.limit(Rate { packets: Some(1), ..Rate::default() });
+                for _ in 0..64 {
+                    assert_eq!(w.out(&mut udp(A, 1, B, 80, 0)), Verdict::Forward(H2));
+                }
+                w.out(&mut udp(A, 1, B, 80, 0))
+            }),
+        ),
     ];
     let mut reached = BTreeSet::new();
     for (reason, rules, scenario) in scenarios {

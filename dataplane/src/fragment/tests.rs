@@ -28,7 +28,7 @@ const BOTH: [Family; 2] = [Family::V4, Family::V6];
 
 fn released(world: &mut World) -> Vec<Verdict> {
     let mut out = Vec::new();
-    world.engine.take_released(&world.tables, &mut out);
+    world.engine.take_released(&world.tables, world.now, &mut out);
     out.iter().map(|released| released.verdict).collect()
 }
 
@@ -219,7 +219,7 @@ proptest! {
                 _ => {}
             }
             let mut out = Vec::new();
-            world.engine.take_released(&world.tables, &mut out);
+            world.engine.take_released(&world.tables, world.now, &mut out);
             if !out.is_empty() {
                 through.append(&mut held);
             }

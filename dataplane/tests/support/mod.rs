@@ -5,7 +5,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use overlay_dataplane::{CompiledPolicy, Engine, Limits, LocalAddresses, PeerInfo, Reply, Route, Tables, Verdict};
+use overlay_dataplane::{
+    CompiledPolicy, Engine, Limits, LocalAddresses, PeerInfo, RateTable, Reply, Route, Tables, Verdict,
+};
 use overlay_routing::fib::Fib;
 use overlay_wire::packet::Headers;
 use overlay_wire::policy::PolicySet;
@@ -61,7 +63,14 @@ impl Node {
             announced: Vec::new(),
         };
         let policy = CompiledPolicy::compile(&set, &|_: &str| None);
-        let tables = Tables { owners: Fib::build(owners), policy, revision: 1, peers: vec![peer], local };
+        let tables = Tables {
+            owners: Fib::build(owners),
+            policy,
+            revision: 1,
+            peers: vec![peer],
+            local,
+            rates: RateTable::default(),
+        };
         let start = Instant::now();
         let engine = Engine::new(Limits::default(), [3; 16], start);
         Self { tables, engine, reply: Reply::new(), now: start + Duration::from_secs(61) }

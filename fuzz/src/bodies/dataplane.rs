@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use overlay_dataplane::{
-    CompiledPolicy, Conntrack, Cursor, Engine, FLOW_BYTES, FlowSelector, Limits, LocalAddresses, Pass, PeerInfo, Reply,
-    Route, SavedWhile, Tables, Verdict,
+    CompiledPolicy, Conntrack, Cursor, Engine, FLOW_BYTES, FlowSelector, Limits, LocalAddresses, Pass, PeerInfo,
+    RateTable, Reply, Route, SavedWhile, Tables, Verdict,
 };
 use overlay_routing::fib::Fib;
 use overlay_wire::packet::Headers;
@@ -104,7 +104,7 @@ fn play(bytes: &[u8]) -> (Engine, Instant) {
                 engine.kill(&FlowSelector::default());
             }
         }
-        engine.take_released(current, &mut released);
+        engine.take_released(current, now, &mut released);
         for fragment in released.drain(..) {
             assert!(Headers::parse(&fragment.packet).is_ok());
             assert_eq!(fragment.verdict.drop_reason(), None);
@@ -177,5 +177,6 @@ fn tables(revision: u64, policy: &str) -> Tables {
             pool: ["10.42.0.0/16", "fd42::/48"].map(prefix).to_vec(),
             announced: Vec::new(),
         },
+        rates: RateTable::default(),
     }
 }

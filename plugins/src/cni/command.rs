@@ -58,6 +58,7 @@ fn add(config: &NetworkConfig, environment: &Environment) -> Result<Value, CniEr
         return Err(CniError::new(error::CONFIG, "overlay-cni must be the first of a chain", why));
     }
     let mac = config.mac(environment)?;
+    let bandwidth = config.bandwidth()?;
     let mappings = config.mappings()?;
     let request = EndpointRequest {
         name: attachment::endpoint(&config.name, container, interface),
@@ -70,7 +71,12 @@ fn add(config: &NetworkConfig, environment: &Environment) -> Result<Value, CniEr
     };
     let mut daemon = Daemon::connect(&config.socket()).map_err(|error| down(&error))?;
     let lease = prepare(&mut daemon, &request)?;
-    let configured = configure(&namespace, &lease, mac.as_deref()).and_then(|links| {
+    // Before the first packet: a limit that cannot be set fails the call.
+    let limited = match bandwidth {
+        Some((from, to)) => daemon.limit(lease.name.clone(), from, to).map_err(|error| down(&error)),
+        None => Ok(()),
+    };
+    let configured = limited.and_then(|()| configure(&namespace, &lease, mac.as_deref())).and_then(|links| {
         let owner = attachment::owner(&config.name);
         for request in mappings.iter().flat_map(|mapping| mapping.requests(&owner, &lease)) {
             daemon.publish(request).map_err(|error| down(&error))?;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use overlay_control::api::LimitRate;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
@@ -10,6 +11,10 @@ use super::environment::{Environment, check_id};
 use super::error::{self, CniError};
 use super::ports::{self, Mapping};
 
+/// What belongs there.
+const BANDWIDTH: &str = "it holds ingressRate, ingressBurst, egressRate and egressBurst, in bits";
+/// From here on a burst means none.
+const NO_BURST: u64 = i32::MAX as u64;
 /// The control socket unless the configuration names another.
 const SOCKET: &str = "/run/overlay/overlayd.sock";
 
@@ -123,6 +128,29 @@ impl NetworkConfig {
         texts.iter().filter(|text| !text.trim().is_empty()).map(parse).collect()
     }
 
+    /// The rates asked for: what the container may send, and what may be sent to it. Bits and bits per second; a burst of
+    /// 2^31 - 1 or more is what engines write where none was asked for.
+    pub(super) fn bandwidth(&self) -> Result<Option<(LimitRate, LimitRate)>, CniError> {
+        let value = match self.runtime("bandwidth") {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::Object(value)) => value,
+            Some(_) => return Err(CniError::new(error::CONFIG, "runtimeConfig.bandwidth is no object", BANDWIDTH)),
+        };
+        let number = |key: &str| match value.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)) {
+            None | Some((_, Value::Null)) => Ok(0),
+            Some((name, number)) => number.as_u64().ok_or_else(|| {
+                CniError::new(error::CONFIG, format!("runtimeConfig.bandwidth.{name} is no number"), BANDWIDTH)
+            }),
+        };
+        let rate = |rate: u64, burst: u64| {
+            let asked = (1..NO_BURST).contains(&burst) && rate > 0;
+            LimitRate { bits: (rate > 0).then_some(rate), burst: asked.then(|| burst.div_ceil(8)), packets: None }
+        };
+        let from = rate(number("egressRate")?, number("egressBurst")?);
+        let to = rate(number("ingressRate")?, number("ingressBurst")?);
+        Ok(if from.bits.is_none() && to.bits.is_none() { None } else { Some((from, to)) })
+    }
+
     /// The ports asked for by capability.
     pub(super) fn mappings(&self) -> Result<Vec<Mapping>, CniError> {
         ports::parse(self.runtime("portMappings"))
@@ -185,6 +213,26 @@ mod tests {
             let environment = Environment::default();
             assert_eq!(config.addresses(&environment).unwrap().len(), 2);
             assert_eq!(config.mac(&environment).unwrap().as_deref(), Some("02:aa:00:00:00:01"));
+        }
+    }
+
+    #[test]
+    fn bandwidth_is_read_as_engines_write_it() {
+        let of = |bandwidth: &str| {
+            let body = format!(r#"{{"cniVersion":"1.0.0","name":"n","runtimeConfig":{{"bandwidth":{bandwidth}}}}}"#);
+            config(&body).bandwidth()
+        };
+        let cri =
+            r#"{"IngressRate":10000000,"IngressBurst":4294967295,"EgressRate":20000000,"EgressBurst":2147483647}"#;
+        let rate = |bits, burst| LimitRate { bits: Some(bits), burst, packets: None };
+        assert_eq!(of(cri).unwrap(), Some((rate(20_000_000, None), rate(10_000_000, None))));
+        let low = r#"{"ingressRate":8000,"ingressBurst":4000}"#;
+        assert_eq!(of(low).unwrap(), Some((LimitRate::default(), rate(8000, Some(500)))));
+        for none in ["null", "{}", r#"{"ingressRate":0,"egressRate":0,"ingressBurst":5}"#] {
+            assert_eq!(of(none).unwrap(), None, "{none}");
+        }
+        for wrong in ["3", "[]", r#"{"ingressRate":"10M"}"#, r#"{"egressRate":-1}"#] {
+            assert_eq!(of(wrong).unwrap_err().code, error::CONFIG, "{wrong}");
         }
     }
 

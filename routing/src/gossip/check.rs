@@ -1,4 +1,4 @@
-//! Questions asked on demand: whether a member answers right now, and what its clock says.
+//! Questions asked on demand: whether a member answers right now, what its clock says, what becomes of a packet there.
 //!
 //! They stand beside the probe rounds and change nothing of their timing. An answer proves a path as any answer does; a
 //! question without an answer is forgotten and counts for nothing.
@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use overlay_wire::HostId;
-use overlay_wire::gossip::Message;
-use overlay_wire::gossip::body::FEATURE_CLOCK;
+use overlay_wire::gossip::body::{FEATURE_CLOCK, FEATURE_TRACE};
+use overlay_wire::gossip::{Message, TraceAnswer, TracedPacket};
 use rand_core::RngCore as _;
 
 use super::Gossip;
@@ -24,6 +24,7 @@ const QUESTION_LIFE: Duration = Duration::from_secs(5);
 pub(super) enum Subject {
     Reach,
     Clock,
+    Trace,
 }
 
 /// A question whose answer is awaited.
@@ -81,15 +82,43 @@ impl Gossip {
 
     /// Asks a member what its clock says; false when it is not known to answer that. [`GossipEvent::ClockTold`] follows.
     pub fn ask_clock(&mut self, member: HostId, now: Instant) -> bool {
-        let answers = self.member(member).is_some_and(|view| {
-            view.state.is_reachable() && view.host_record.is_some_and(|body| body.features & FEATURE_CLOCK != 0)
-        });
+        let answers = self.answers(member, FEATURE_CLOCK);
         if answers {
             let nonce = self.rng.next_u64();
             self.questions.ask(nonce, Question { host: member, subject: Subject::Clock, sent: now });
             self.send(member, &Message::ClockRequest { nonce });
         }
         answers
+    }
+
+    /// Whether a member is reachable and its release answers questions of this kind.
+    fn answers(&self, member: HostId, feature: u64) -> bool {
+        self.member(member).is_some_and(|view| {
+            view.state.is_reachable() && view.host_record.is_some_and(|body| body.features & feature != 0)
+        })
+    }
+
+    /// Asks a member what it would do with a packet; `None` when it is not known to answer that. [`GossipEvent::TraceTold`]
+    /// with the same nonce follows.
+    pub fn ask_trace(&mut self, member: HostId, packet: TracedPacket, now: Instant) -> Option<u64> {
+        if !self.answers(member, FEATURE_TRACE) {
+            return None;
+        }
+        let nonce = self.rng.next_u64();
+        self.questions.ask(nonce, Question { host: member, subject: Subject::Trace, sent: now });
+        self.send(member, &Message::TraceRequest { nonce, packet });
+        Some(nonce)
+    }
+
+    /// Answers [`GossipEvent::TraceAsked`].
+    pub fn tell_trace(&mut self, member: HostId, nonce: u64, answer: TraceAnswer) {
+        self.send(member, &Message::Trace { nonce, answer });
+    }
+
+    pub(super) fn handle_trace(&mut self, host: HostId, nonce: u64, answer: TraceAnswer, now: Instant) {
+        if self.questions.answered(nonce, host, Subject::Trace, now).is_some() {
+            self.emit(GossipEvent::TraceTold { nonce, answer });
+        }
     }
 
     /// Answers [`GossipEvent::ClockAsked`] with this host's wall clock, in milliseconds since 1970.

@@ -493,6 +493,8 @@ impl Gossip {
             Message::Verdicts { version, entries } => self.handle_verdicts(host, version, entries),
             Message::ClockRequest { nonce } => self.emit(GossipEvent::ClockAsked { host, nonce }),
             Message::Clock { nonce, unix_ms } => self.handle_clock(host, nonce, unix_ms, now),
+            Message::TraceRequest { nonce, packet } => self.emit(GossipEvent::TraceAsked { host, nonce, packet }),
+            Message::Trace { nonce, answer } => self.handle_trace(host, nonce, answer, now),
             Message::CertificateRequest { nonce } => self.handle_certificate_request(host, nonce, now),
             Message::PathProbe { nonce } => self.handle_path_probe(host, from, nonce),
             Message::PathAck { nonce, observed } => self.handle_path_ack(host, from, nonce, observed, now),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use overlay_wire::HostId;
-use overlay_wire::gossip::{HostBody, PlainStatus, RecordKey};
+use overlay_wire::gossip::{HostBody, PlainStatus, RecordKey, TraceAnswer, TracedPacket};
 use overlay_wire::membership::SignedCertificate;
 
 use super::membership::{Authority, ClusterPolicy, Standing};
@@ -238,6 +238,22 @@ pub enum GossipEvent {
         unix_ms: u64,
         /// How long the answer took.
         round_trip: Duration,
+    },
+    /// A member asks what this host would do with a packet; answer with [`super::Gossip::tell_trace`], or not at all.
+    TraceAsked {
+        /// The member.
+        host: HostId,
+        /// The request's nonce.
+        nonce: u64,
+        /// The packet.
+        packet: TracedPacket,
+    },
+    /// The member asked by [`super::Gossip::ask_trace`] told what it would do.
+    TraceTold {
+        /// The request's nonce.
+        nonce: u64,
+        /// What it said.
+        answer: TraceAnswer,
     },
 }
 

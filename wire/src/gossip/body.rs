@@ -34,6 +34,8 @@ pub const FEATURE_CLOCK: u64 = 1;
 pub const FEATURE_PATHS: u64 = 2;
 /// Feature bit: members see the host at an address that is not its own, so it is behind a NAT.
 pub const FEATURE_NAT: u64 = 4;
+/// Feature bit: the host answers trace requests.
+pub const FEATURE_TRACE: u64 = 16;
 
 /// What a host says about itself in its HOST record.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use crate::gossip::codec::{DecodeError, Reader, put_optional_socket_addr, put_prefix};
 use crate::gossip::record::{Record, RecordKey};
+use crate::gossip::trace::{TraceAnswer, TracedPacket};
 use crate::membership::SignedCertificate;
 use crate::membership::join::{certificate, put_certificate};
 use crate::{HostId, Prefix};
@@ -169,6 +170,21 @@ pub enum Message {
         /// The source address the path probe came from, as seen by the answering host.
         observed: Option<SocketAddr>,
     },
+    /// Asks what the receiver would do with a packet that the sender sends it, or gets from it. Sent only to hosts with
+    /// [`FEATURE_TRACE`](super::body::FEATURE_TRACE).
+    TraceRequest {
+        /// Random; echoed by the answer.
+        nonce: u64,
+        /// The packet.
+        packet: TracedPacket,
+    },
+    /// Answers a trace request.
+    Trace {
+        /// The request's.
+        nonce: u64,
+        /// What would become of the packet.
+        answer: TraceAnswer,
+    },
 }
 
 impl Message {
@@ -234,6 +250,14 @@ impl Message {
             Self::PathAck { nonce, observed } => {
                 out.extend_from_slice(&nonce.to_be_bytes());
                 put_optional_socket_addr(out, *observed);
+            }
+            Self::TraceRequest { nonce, packet } => {
+                out.extend_from_slice(&nonce.to_be_bytes());
+                packet.encode(out);
+            }
+            Self::Trace { nonce, answer } => {
+                out.extend_from_slice(&nonce.to_be_bytes());
+                answer.encode(out);
             }
         }
     }
@@ -302,6 +326,8 @@ impl Message {
                 nonce: reader.u64("nonce")?,
                 observed: reader.optional_socket_addr("observed address")?,
             },
+            19 => Self::TraceRequest { nonce: reader.u64("nonce")?, packet: TracedPacket::decode(&mut reader)? },
+            20 => Self::Trace { nonce: reader.u64("nonce")?, answer: TraceAnswer::decode(&mut reader)? },
             kind => return Err(DecodeError::UnknownMessage(kind)),
         };
         reader.finish()?;
@@ -330,6 +356,8 @@ impl Message {
             Self::Certificate { .. } => "certificate",
             Self::PathProbe { .. } => "path-probe",
             Self::PathAck { .. } => "path-ack",
+            Self::TraceRequest { .. } => "trace-request",
+            Self::Trace { .. } => "trace",
         }
     }
 
@@ -353,6 +381,8 @@ impl Message {
             Self::Certificate { .. } => 16,
             Self::PathProbe { .. } => 17,
             Self::PathAck { .. } => 18,
+            Self::TraceRequest { .. } => 19,
+            Self::Trace { .. } => 20,
         }
     }
 

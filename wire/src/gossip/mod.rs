@@ -10,6 +10,7 @@ pub mod message;
 pub mod names;
 pub mod networks;
 pub mod record;
+pub mod trace;
 
 #[cfg(test)]
 mod tests;
@@ -21,3 +22,4 @@ pub use message::{Message, PlainStatus, RouteVerdict};
 pub use names::NamesBody;
 pub use networks::{NetworkEntry, NetworkMode, NetworkOptions, NetworksBody};
 pub use record::{Record, RecordKey, RecordKind};
+pub use trace::{TraceAnswer, TraceOutcome, TraceStep, TracedPacket};

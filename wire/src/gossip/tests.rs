@@ -9,6 +9,7 @@ use super::codec::Reader;
 use super::envelope::{Content, Envelope, IntroduceAckContent, IntroduceContent, MAX_MESSAGE_BYTES, MAX_SENT_BYTES};
 use super::message::{DIGEST_BUCKETS, MAX_VERSION_ENTRIES, Message, PlainStatus, RouteVerdict, VersionEntry};
 use super::record::{MAX_BODY_BYTES, Record, RecordKey, RecordKind};
+use super::trace::{TraceAnswer, TraceOutcome, TraceStep, TracedPacket};
 use super::{DecodeError, body};
 use crate::membership::tests::certificate;
 use crate::{Encapsulation, HostId, Mtu, Prefix};
@@ -85,6 +86,18 @@ fn message() -> impl Strategy<Value = Message> {
             .prop_map(|(nonce, certificate)| Message::Certificate { nonce, certificate: Box::new(certificate) }),
         (any::<u64>(), any::<u64>()).prop_map(|(nonce, unix_ms)| Message::Clock { nonce, unix_ms }),
         any::<u64>().prop_map(|nonce| Message::PathProbe { nonce }),
+        (any::<u64>(), any::<(u8, u32, u32, u16, u16)>(), any::<(u16, bool)>()).prop_map(
+            |(nonce, (protocol, src, dst, src_port, dst_port), (size, may_fragment))| {
+                let ip = |bits: u32| IpAddr::V4(Ipv4Addr::from(bits));
+                let (src, dst) = (ip(src), ip(dst));
+                let packet = TracedPacket { protocol, src, dst, src_port, dst_port, size, may_fragment };
+                Message::TraceRequest { nonce, packet }
+            }
+        ),
+        (any::<u64>(), proptest::collection::vec(("[a-z]{1,16}", "[ -~]{0,112}"), 0..=8)).prop_map(|(nonce, steps)| {
+            let step = |(name, text): (String, String)| TraceStep { name, outcome: TraceOutcome::Denied, text };
+            Message::Trace { nonce, answer: TraceAnswer { steps: steps.into_iter().map(step).collect() } }
+        }),
         (any::<u64>(), proptest::option::of(socket_addr()))
             .prop_map(|(nonce, observed)| Message::PathAck { nonce, observed }),
         (any::<u64>(), proptest::collection::btree_map(prefix(), verdict, 0..20))

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use overlay_wire::gossip::body::FEATURE_CLOCK;
+use overlay_wire::gossip::body::{FEATURE_CLOCK, FEATURE_TRACE};
+use overlay_wire::gossip::{TraceAnswer, TraceOutcome, TraceStep, TracedPacket};
 
 use super::sim::{Sim, own_host};
 use crate::gossip::{GossipEvent, MemberState, OwnHost};
@@ -134,4 +135,35 @@ fn host_of_an_older_release_is_not_asked_for_its_clock() {
     let unknown = sim.nodes[1].gossip.counters().unknown_message;
     sim.run_for(SECOND);
     assert_eq!(sim.nodes[1].gossip.counters().unknown_message, unknown);
+}
+
+#[test]
+fn trace_is_asked_of_hosts_that_know_it_and_told_once() {
+    let packet = TracedPacket {
+        protocol: 6,
+        src: "10.42.1.5".parse().expect("an address"),
+        dst: "10.42.2.5".parse().expect("an address"),
+        src_port: 1000,
+        dst_port: 443,
+        size: 60,
+        may_fragment: false,
+    };
+    let mut old = pair(FEATURE_CLOCK);
+    let (second, now) = (old.id(1), old.now);
+    assert_eq!(old.nodes[0].gossip.ask_trace(second, packet, now), None);
+
+    let mut sim = pair(FEATURE_TRACE);
+    let (first, second, now) = (sim.id(0), sim.id(1), sim.now);
+    let nonce = sim.nodes[0].gossip.ask_trace(second, packet, now).expect("it can be asked");
+    sim.run_for(Duration::from_millis(20));
+    let asked = GossipEvent::TraceAsked { host: first, nonce, packet };
+    assert_eq!(sim.nodes[1].events.iter().filter(|(_, event)| *event == asked).count(), 1);
+    let answer = TraceAnswer { steps: vec![TraceStep::new("policy", TraceOutcome::Denied, "rule 1: deny tcp")] };
+    for nonce in [nonce ^ 1, nonce, nonce] {
+        sim.nodes[1].gossip.tell_trace(first, nonce, answer.clone());
+    }
+    sim.run_for(Duration::from_millis(20));
+    let told: Vec<_> = sim.nodes[0].events.iter().filter(|(_, e)| matches!(e, GossipEvent::TraceTold { .. })).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].1, GossipEvent::TraceTold { nonce, answer });
 }
