@@ -98,7 +98,7 @@ impl Driver {
                 // A call that dockerd repeats because it got no answer; nobody uses the address.
                 if !given.fixed && state.endpoint_of(wanted).is_none() {
                     let again = |pool: &mut Pool| {
-                        drop(pool.addresses.insert(wanted, Given { since: now_unix(), fixed: false }))
+                        pool.addresses.insert(wanted, Given { since: now_unix(), fixed: false });
                     };
                     state.pools.change(&request.pool, again)?;
                     return Ok(json!({ "Address": alone(wanted), "Data": {} }));
@@ -113,7 +113,9 @@ impl Driver {
         let hold = AddressHold { owner: owner(&request.pool), within, address: wanted };
         let held = self.daemon(deadline)?.hold(hold)?.address;
         let given = Given { since: now_unix(), fixed: false };
-        let written = self.state.lock().pools.change(&request.pool, |pool| drop(pool.addresses.insert(held, given)));
+        let written = self.state.lock().pools.change(&request.pool, |pool| {
+            pool.addresses.insert(held, given);
+        });
         if let Err(error) = written {
             // The daemon has it, nobody knows: given back now, or by the next look at both.
             let _ = self.daemon(deadline).and_then(|mut daemon| daemon.release(&owner(&request.pool), held));

@@ -208,12 +208,11 @@ impl Driver {
                 }
                 Ok(Some(known)) => {
                     let mut state = self.state.lock();
-                    let gone = endpoints.iter().filter(|id| !known.contains(*id));
-                    gone.map(|id| {
+                    let mut gone = endpoints.iter().filter(|id| !known.contains(*id));
+                    gone.try_for_each(|id| {
                         eprintln!("endpoint {id} is not dockerd's any more; forgotten");
                         state.endpoints.change(id, |endpoint| endpoint.deleted = true)
                     })
-                    .collect::<Result<(), _>>()
                     .map_err(Refusal::from)
                 }
             };

@@ -51,6 +51,8 @@ impl<'a> Docker<'a> {
     pub(crate) fn new(lab: &'a Lab, host: &str) -> Docker<'a> {
         let words =
             ["unshare", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc", "sh", "-c", HOLD, "sh", host];
+        // What an earlier dockerd of this host left names processes of other namespaces.
+        let _ = std::fs::remove_dir_all(lab.host(host).unwrap().path("/run/docker"));
         let mut command = lab.command(host, &words).unwrap();
         let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut ready = [0; 6];
