@@ -1,6 +1,7 @@
 //! The command line as `clap` parses it.
 
 mod capture;
+mod dns;
 mod limit;
 mod membership;
 mod nat;
@@ -16,6 +17,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use overlay_config::PublicKey;
 use overlay_wire::{Encapsulation, Prefix};
 
+pub(crate) use dns::Dns;
 pub(crate) use nat::{HostPort, Nat, Target};
 pub(crate) use plugin::{Cni, CniPlaces, Plugin};
 
@@ -106,6 +108,9 @@ pub(crate) enum Command {
     /// Ports of this host that lead to containers.
     #[command(subcommand)]
     Nat(Nat),
+    /// Names of hosts and containers.
+    #[command(subcommand)]
+    Dns(Dns),
     /// Networks of the cluster: containers of different ones do not talk unless the policy says so.
     #[command(subcommand)]
     Network(Network),

@@ -4,6 +4,7 @@ mod authority;
 mod capture;
 mod cluster_policy;
 mod config;
+mod dns;
 mod doctor;
 mod endpoint;
 mod events;
@@ -109,6 +110,7 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Outcome {
         Some(Command::Flow(verb)) => flow::run(context, verb),
         Some(Command::Endpoint(verb)) => endpoint::run(context, verb),
         Some(Command::Limit(verb)) => limit::run(context, verb),
+        Some(Command::Dns(verb)) => dns::run(context, verb),
         Some(Command::Nat(verb)) => nat::run(context, verb),
         Some(Command::Network(verb)) => network::run(context, verb),
         Some(Command::Ipam(verb)) => ipam::run(context, verb),

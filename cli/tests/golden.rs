@@ -31,6 +31,8 @@ const CASES: &[(&str, &[&str], i32)] = &[
     ("flow-list", &["flow", "list", "--port", "443"], 0),
     ("flow-kill", &["flow", "kill", "--peer", "h2"], 0),
     ("endpoint-list", &["endpoint", "list"], 0),
+    ("dns-status", &["dns", "status"], 0),
+    ("dns-name", &["dns", "name", "web", "www", "shop"], 0),
     ("nat-list", &["nat", "list"], 0),
     ("nat-publish", &["nat", "publish", "8443", "10.42.2.4:80"], 0),
     ("nat-unpublish", &["nat", "unpublish", "8080/tcp"], 0),

@@ -15,7 +15,7 @@ use crate::problem::{Place, Problem, Problems};
 use crate::raw::{self, Raw, RawKind, RawMember, RawPeer};
 use crate::reader::{Located, Name, Source, UnicastPrefix};
 use crate::types::{
-    Config, ForeignKind, ForeignPeer, Limits, Log, Member, Metrics, Node, Overlay, Paths, Plumbing, Role,
+    Config, Dns, ForeignKind, ForeignPeer, Limits, Log, Member, Metrics, Node, Overlay, Paths, Plumbing, Role,
 };
 
 /// The largest configuration text read, in bytes: thousands of members fit.
@@ -233,6 +233,13 @@ impl Checker {
         let log = Log { level: self.take("log.level", file.log_level, || defaults::LOG_LEVEL) };
         let metrics =
             Metrics { listen: self.take("metrics.listen", file.metrics_listen, || Some(defaults::METRICS_LISTEN)) };
+        let is_forward_written = file.dns_forward.is_some();
+        let forward = self.list("dns.forward", file.dns_forward, |address| address);
+        let dns = Dns {
+            enabled: self.take("dns.enabled", file.dns_enabled, || defaults::DNS_ENABLED),
+            domain: self.take("dns.domain", file.dns_domain, || defaults::DNS_DOMAIN.to_owned()),
+            forward: is_forward_written.then_some(forward),
+        };
         if !self.problems.is_empty() {
             // Values that were refused are missing now: cross checks would report the same thing again, differently.
             return Err(self.sorted());
@@ -272,6 +279,7 @@ impl Checker {
             paths,
             log,
             metrics,
+            dns,
             origins: self.origins,
         })
     }

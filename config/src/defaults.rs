@@ -42,6 +42,8 @@ pub(crate) const IDENTITY_NAME: &str = "identity.key";
 pub(crate) const SOCKET_NAME: &str = "overlayd.sock";
 pub(crate) const LOG_LEVEL: LogLevel = LogLevel::Info;
 pub(crate) const METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9821);
+pub(crate) const DNS_ENABLED: bool = true;
+pub(crate) const DNS_DOMAIN: &str = "overlay.internal";
 
 /// Where `overlayd` looks for its configuration when not told.
 pub const CONFIG_FILE: &str = "/etc/overlay/overlayd.toml";
@@ -86,5 +88,7 @@ pub const TABLE: &[Default] = &[
     default("paths.runtime_dir", "/run/overlay", "Filesystem Hierarchy Standard, 3.15"),
     default("paths.socket", "/run/overlay/overlayd.sock", "inside paths.runtime_dir"),
     default("log.level", "info", "one line per change of state"),
+    default("dns.enabled", "true", "containers find each other by name; nothing else uses it unasked"),
+    default("dns.domain", "overlay.internal", "`internal` is reserved for private use"),
     default("metrics.listen", "127.0.0.1:9821", "for a collector on this host; nothing is open to others"),
 ];

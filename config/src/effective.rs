@@ -153,6 +153,11 @@ impl Config {
         out.put("paths.runtime_dir", self.paths.runtime_dir.display());
         out.put("paths.socket", self.paths.socket.display());
         out.put("log.level", self.log.level.name());
+        out.put("dns.enabled", self.dns.enabled);
+        out.put("dns.domain", &self.dns.domain);
+        if let Some(forward) = &self.dns.forward {
+            out.list("dns.forward", forward);
+        }
         out.put("metrics.listen", self.metrics.listen.map_or_else(|| "off".to_owned(), |listen| listen.to_string()));
         out.0
     }

@@ -1,6 +1,6 @@
 //! The file as written: every key optional, every value with its place, nothing checked against anything else.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use overlay_wire::policy::{DefaultPolicy, Rule};
@@ -37,6 +37,9 @@ pub(crate) struct Raw {
     pub(crate) socket: Value<PathBuf>,
     pub(crate) log_level: Value<LogLevel>,
     pub(crate) metrics_listen: Value<Option<SocketAddr>>,
+    pub(crate) dns_enabled: Value<bool>,
+    pub(crate) dns_domain: Value<String>,
+    pub(crate) dns_forward: List<IpAddr>,
 }
 
 #[derive(Default)]
@@ -168,6 +171,16 @@ pub(crate) fn read_file(source: &mut Source<'_>) -> Raw {
             address.map(Some).ok_or_else(|| format!("got {}", quote(text)))
         });
     metrics.finish(source);
+    let mut dns = root.table(source, "dns");
+    raw.dns_enabled = dns.boolean(source, "enabled");
+    raw.dns_domain =
+        dns.value(source, "domain", "a domain of lower-case labels, as in \"overlay.internal\"", |value| {
+            let text = string(value)?;
+            let fits = text.len() <= 64 && text.split('.').all(overlay_wire::gossip::names::is_label);
+            if fits { Ok(text.to_owned()) } else { Err(format!("got {}", quote(text))) }
+        });
+    raw.dns_forward = dns.list(source, "forward", "an address of a server, as in \"192.0.2.53\"");
+    dns.finish(source);
     root.finish(source);
     raw
 }

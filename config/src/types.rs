@@ -54,6 +54,8 @@ pub struct Config {
     pub log: Log,
     /// The page of figures.
     pub metrics: Metrics,
+    /// Names.
+    pub dns: Dns,
     /// Where each value came from.
     pub origins: Origins,
 }
@@ -252,6 +254,17 @@ pub struct Log {
 pub struct Metrics {
     /// Where it is served; `None`: nowhere.
     pub listen: Option<SocketAddr>,
+}
+
+/// The server of names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dns {
+    /// Whether it runs.
+    pub enabled: bool,
+    /// The domain of hosts and containers, in lower case.
+    pub domain: String,
+    /// Servers that are asked about everything else; `None`: those of the host's `/etc/resolv.conf`.
+    pub forward: Option<Vec<IpAddr>>,
 }
 
 /// How much is logged.

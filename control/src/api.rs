@@ -1,6 +1,7 @@
 //! Requests, responses and events. Fields are only added, never renamed, within one protocol version.
 
 mod capture;
+mod dns;
 mod endpoint;
 mod error;
 mod limit;
@@ -14,6 +15,7 @@ mod status;
 mod trace;
 
 pub use capture::{CaptureRequest, CaptureVerdict, Captured, CapturedPacket, MAX_SNAPLEN};
+pub use dns::{DnsRequest, DnsStatus};
 pub use endpoint::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState, link_alias};
 pub use error::{ApiError, Problem};
 pub use limit::{LimitInfo, LimitRate, LimitRequest};

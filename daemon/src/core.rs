@@ -18,6 +18,7 @@ use overlay_routing::gossip::{GossipCounters, MemberView};
 use overlay_routing::identity::IdentityPublic;
 use overlay_routing::networks::Networks;
 use overlay_routing::rib::{ClaimSource, Rib};
+use overlay_services::Zone;
 use overlay_wire::gossip::{Record, RouteVerdict, TraceAnswer, TracedPacket};
 use overlay_wire::membership::SignedCertificate;
 use overlay_wire::policy::PolicySet;
@@ -31,6 +32,7 @@ use crate::events::EventLog;
 use crate::flow_store::SaveFigures;
 use crate::limits::Limits;
 use crate::membership::{IssuerView, Store, Work};
+use crate::names::{NameCounters, Upstreams};
 use crate::peers::{Peer, PeerKind};
 use crate::plumbing::PlumbingHandle;
 use crate::shared::SharedRef;
@@ -198,6 +200,14 @@ pub struct Core {
     pub(crate) cluster_policy: ArcSwap<PolicyState>,
     /// What members, this host included, made of it, and when that was heard first.
     pub(crate) policy_heard: ArcSwap<Heard>,
+    /// What is known by name.
+    pub zone: Arc<ArcSwap<Zone>>,
+    /// What the server of names did.
+    pub name_counters: Arc<NameCounters>,
+    /// Who is asked about all other names.
+    pub(crate) upstreams: Arc<Upstreams>,
+    /// Why there is no server of names, if so.
+    pub names_problem: OnceLock<Problem>,
     peers: DashMap<PeerKind, Arc<Peer>>,
     order: Mutex<PeerOrder>,
     revision: AtomicU64,
@@ -269,7 +279,13 @@ impl Core {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: CoreParts) -> Self {
+        let zone = Zone::new(&parts.config.dns.domain, &[], &[], 1).expect("the configured domain was checked");
+        let upstreams = Upstreams::new(parts.config.dns.forward.clone(), &parts.host_addresses);
         Self {
+            zone: Arc::new(ArcSwap::from_pointee(zone)),
+            name_counters: Arc::default(),
+            upstreams: Arc::new(upstreams),
+            names_problem: OnceLock::new(),
             shared: parts.shared,
             config: ArcSwap::new(parts.config),
             config_path: parts.config_path,

@@ -3,6 +3,7 @@
 
 mod endpoints;
 mod membership;
+mod names;
 mod networks;
 mod policy;
 mod traces;
@@ -139,6 +140,8 @@ impl Director {
         paths.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut mtus = Vec::new();
         let mut openings = self.core.plumbing.openings();
+        let mut names = self.core.plumbing.names();
+        self.publish_names();
         let mut keep = tokio::time::interval(KEEP_EVERY);
         keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -183,6 +186,10 @@ impl Director {
                     self.refresh_underlay().await;
                 }
                 Ok(()) = openings.changed() => self.drain(true),
+                Ok(()) = names.changed() => {
+                    self.publish_names();
+                    self.drain(false);
+                }
                 _ = keep.tick(), if self.is_unkept => self.keep(),
                 _ = paths.tick() => {
                     let now = path_mtus(&self.core);
@@ -206,10 +213,11 @@ impl Director {
 
     /// Sends what gossip wants sent, records what it reports, and rebuilds when that matters.
     fn drain(&mut self, force: bool) {
-        let mut changed = force;
+        let (mut changed, mut renamed) = (force, force);
         let (mut moved, mut cut) = (Vec::new(), Vec::new());
         while let Some(event) = self.gossip.poll_event() {
             changed |= matters(&event);
+            renamed |= names::concerns(&event);
             if let GossipEvent::EndpointChanged { host, endpoint } = &event {
                 moved.push((*host, *endpoint));
             }
@@ -222,6 +230,9 @@ impl Director {
             self.record(&event);
             self.policy_event(&event);
             cut.extend(self.membership_event(&event));
+        }
+        if renamed {
+            self.rebuild_zone();
         }
         if changed {
             self.rebuild();

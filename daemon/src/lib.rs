@@ -19,6 +19,7 @@ pub mod limits;
 mod logging;
 mod membership;
 pub mod metrics;
+pub mod names;
 pub mod peers;
 pub mod ping;
 pub mod plumbing;

@@ -34,6 +34,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("control", bodies::text::control),
     ("dataplane", bodies::dataplane::engine),
     ("flows", bodies::dataplane::saved_flows),
+    ("dns", bodies::dns::message),
     ("fib", bodies::routing::fib),
     ("gossip_machine", bodies::routing::gossip),
     ("gossip_certified", bodies::routing::certified),

@@ -43,7 +43,8 @@ impl CniInstall {
     /// The network configuration that is written.
     #[must_use]
     pub fn conflist(&self) -> String {
-        let capabilities = json!({ "ips": true, "mac": true, "portMappings": true, "bandwidth": true });
+        let capabilities =
+            json!({ "ips": true, "mac": true, "portMappings": true, "aliases": true, "bandwidth": true });
         let mut ours = json!({ "type": PLUGIN, "capabilities": capabilities });
         if let Some(socket) = &self.socket {
             ours["socket"] = json!(socket);

@@ -7,3 +7,4 @@
 pub mod attach;
 pub mod cni;
 pub mod cni_install;
+pub mod docker_dns;

@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use overlay_netns_harness::{Binaries, Container, HostSpec, Lab, ip, ping, wait_for};
+use overlay_netns_harness::netns::View;
+use overlay_netns_harness::{Binaries, Container, HostSpec, Lab, ip, netns, ping, wait_for};
 use overlay_tests::{Certified, Overlay, SharedLab, can_make_namespaces, lab_name};
 use serde_json::Value;
 use std::net::IpAddr;
@@ -29,7 +30,7 @@ fn refused(lab: &Lab, host: &str, words: &[&str]) -> (i32, String) {
 }
 
 fn reaches_ip(from: &Container, to: IpAddr) -> bool {
-    ping(&from.view, "-c 1 -W 0.5", &to.to_string()).is_ok_and(|report| report.is_lossless())
+    ping(&from.view, "-c 1 -W 2", &to.to_string()).is_ok_and(|report| report.is_lossless())
 }
 
 /// Over IPv4 and IPv6; the two must agree.
@@ -87,13 +88,13 @@ fn networks_are_one_by_name_and_apart_from_each_other() {
 
     // A rule opens one way between two networks, on one host and across hosts.
     let rules = "allow icmp from net:web to net:db\nallow icmpv6 from net:web to net:db\n";
-    std::fs::write(lab.host("h2").unwrap().path("/run/overlay/rules"), rules).unwrap();
-    lab.ctl_ok("h2", &["policy", "apply", "/run/overlay/rules"]).unwrap();
+    std::fs::write(lab.host("h1").unwrap().path("/run/overlay/rules"), rules).unwrap();
+    lab.ctl_ok("h1", &["policy", "apply", "/run/overlay/rules"]).unwrap();
     assert!(reaches(&h2web, &h1db) && reaches(&h1web, &h1db));
     assert!(!reaches(&h1db, &h1web) && !reaches(&h1db, &h2web) && !reaches(&h1c1, &h1db));
     let unknown = "allow icmp from net:nobody to any\n";
-    std::fs::write(lab.host("h2").unwrap().path("/run/overlay/rules"), unknown).unwrap();
-    let warned = lab.ctl_ok("h2", &["policy", "check", "/run/overlay/rules"]).unwrap();
+    std::fs::write(lab.host("h1").unwrap().path("/run/overlay/rules"), unknown).unwrap();
+    let warned = lab.ctl_ok("h1", &["policy", "check", "/run/overlay/rules"]).unwrap();
     assert!(warned.contains("there is no network `nobody`"), "{warned}");
 
     // It stays while it is used, and on the hosts that have it.
@@ -211,6 +212,95 @@ fn hosts_that_disagree_are_listed_and_all_follow_the_stricter() {
     wait_for("the network to end", LIMIT, || show(lab, "h1", "split").is_none().then_some(())).unwrap();
 }
 
+/// What a command prints in a host's or container's namespace.
+fn within(view: &View, words: &str) -> String {
+    let words: Vec<&str> = words.split_whitespace().collect();
+    let output = netns::command(view, &words).unwrap().output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn bridge_joins_neighbours_unfiltered_and_binds_them_all_the_same() {
+    let Some(overlay) = static_hosts("netsstat") else { return };
+    let lab = &overlay.lab;
+    let _logs = lab.logs_on_failure();
+    lab.ctl_ok("h1", &["network", "create", "wide", "--mode", "bridge"]).unwrap();
+    let one = attach(lab, "h1", "wide1", &["--network", "wide"]);
+    let two = attach(lab, "h1", "wide2", &["--network", "wide"]);
+    knows(lab, "h2", "wide");
+    let far = attach(lab, "h2", "wide3", &["--network", "wide"]);
+    for (from, to) in [(&one, &two), (&two, &one), (&one, &far), (&far, &two)] {
+        wait_reaches(from, to);
+    }
+    let outside = lab.host("h2").unwrap();
+    for address in [IpAddr::V4(outside.underlay_v4()), IpAddr::V6(outside.underlay_v6())] {
+        wait_for("the way out", LIMIT, || reaches_ip(&one, address).then_some(())).unwrap();
+    }
+    assert!(!reaches(&one, overlay.container("h1c1")) && !reaches(overlay.container("h1c1"), &one));
+    assert!(knows(lab, "h1", "wide")["notes"].to_string().contains("nothing is filtered"));
+    let status = lab.ctl_json("h1", &["status"]).unwrap();
+    assert!(status["problems"].to_string().contains("BRIDGE_UNFILTERED"), "{status}");
+    assert!(!within(&one.view, "ip -6 -o address show dev eth0").contains("tentative"));
+
+    // The filter is beside the bridge, and at every other way.
+    local_rules(lab, "h1", "deny any from net:wide to net:wide\n");
+    assert!(!reaches(&far, &one) && !reaches(&one, &far));
+    assert!(reaches(&one, &two), "neighbours are not filtered");
+    lab.ctl_ok("h1", &["policy", "apply", "--reset", "--local"]).unwrap();
+    wait_reaches(&far, &one);
+
+    // Nobody speaks for another: neither packets nor ARP nor neighbour advertisements reach a neighbour.
+    let h1 = lab.host("h1").unwrap().view().clone();
+    let others: [IpAddr; 2] = {
+        let high = |address: IpAddr| match address {
+            IpAddr::V4(v4) => IpAddr::from((u32::from(v4) | 0x1e).to_be_bytes()),
+            IpAddr::V6(v6) => IpAddr::from((u128::from(v6) | 0xbeef).to_be_bytes()),
+        };
+        [high(one.v4.into()), high(one.v6.into())]
+    };
+    for (spoofed, to) in others.into_iter().zip([IpAddr::from(two.v4), two.v6.into()]) {
+        let option = if spoofed.is_ipv6() { "nodad" } else { "" };
+        within(&one.view, &format!("ip address add {spoofed} dev eth0 {option}"));
+        let report = ping(&one.view, &format!("-c 2 -i 0.2 -W 1 -I {spoofed}"), &to.to_string());
+        assert!(!report.is_ok_and(|report| report.received > 0), "{spoofed} was answered");
+        // And it does not take in what is for the address.
+        let report = ping(&two.view, "-c 2 -i 0.2 -W 1", &spoofed.to_string());
+        assert!(!report.is_ok_and(|report| report.received > 0), "{spoofed} answered");
+        let known = within(&two.view, &format!("ip neigh show to {spoofed}"));
+        assert!(!known.contains("lladdr"), "{known}");
+        // Without the table it would work, until the daemon has put it back.
+        let loose = || {
+            within(&h1, "nft delete table bridge overlay");
+            let report = ping(&one.view, &format!("-c 2 -i 0.2 -W 1 -I {spoofed}"), &to.to_string());
+            report.is_ok_and(|report| report.received > 0).then_some(())
+        };
+        wait_for(&format!("{spoofed} to be answered without the table"), LIMIT, loose).unwrap();
+        wait_for("the table to be back", LIMIT, || {
+            within(&h1, "nft list tables").contains("table bridge overlay").then_some(())
+        })
+        .unwrap();
+        within(&one.view, &format!("ip address del {spoofed} dev eth0"));
+    }
+    assert!(within(&two.view, &format!("ip neigh show to {}", one.v4)).contains("lladdr"), "the true one is known");
+    assert!(reaches(&one, &two));
+
+    // The bridge outlives a restart, and goes with its last container.
+    lab.stop_daemon("h1").unwrap();
+    lab.start_daemon("h1").unwrap();
+    lab.wait_ready(LIMIT).unwrap();
+    wait_reaches(&one, &two);
+    wait_reaches(&far, &one);
+    assert!(within(&h1, "nft list tables").contains("table bridge overlay"));
+    lab.ctl_ok("h1", &["endpoint", "rm", "wide1"]).unwrap();
+    wait_reaches(&far, &two);
+    lab.ctl_ok("h1", &["endpoint", "rm", "wide2"]).unwrap();
+    lab.ctl_ok("h2", &["endpoint", "rm", "wide3"]).unwrap();
+    assert!(!within(&h1, "ip -o link show type bridge").contains("ob"));
+    assert!(!within(&h1, "nft list tables").contains("table bridge overlay"));
+    lab.ctl_ok("h1", &["network", "rm", "wide"]).unwrap();
+    lab.ctl_ok("h2", &["network", "rm", "wide"]).unwrap();
+}
+
 /// The addresses that a host holds, as `state holder`.
 fn held(lab: &Lab, host: &str, address: IpAddr) -> Option<String> {
     let list = lab.ctl_json(host, &["ipam", "list"]).unwrap();
@@ -257,7 +347,7 @@ fn addresses_have_holders_rest_after_use_and_are_put_right() {
     let namespace = lab.host("h1").unwrap().view().namespace().to_owned();
     ip(&format!("-n {namespace} link add ov00000000ff type veth peer name op00000000ff")).unwrap();
     let group = ip(&format!("-n {namespace} -o link show")).unwrap();
-    let group = group.lines().find(|line| line.contains(": ov") && line.contains(" group ")).unwrap();
+    let group = group.lines().find(|line| line.contains(": ov") && !line.contains(": overlay0")).unwrap();
     let group = group.split(" group ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
     ip(&format!("-n {namespace} link set ov00000000ff group {group}")).unwrap();
     let found = check(&[]);

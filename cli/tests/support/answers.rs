@@ -18,8 +18,8 @@ use overlay_control::api::{
     ClusterPolicyStatus, PolicyHost, PolicyHostState, PolicyRequest, PolicyRevision, PolicyStage, PolicyTexts,
     PolicyWritten,
 };
+use overlay_control::api::{DnsRequest, DnsStatus, NatRequest, PortProtocol, PublishedPort};
 use overlay_control::api::{LimitInfo, LimitRate, Trace, TraceOutcome, TraceStep};
-use overlay_control::api::{NatRequest, PortProtocol, PublishedPort};
 use overlay_control::codes::Code;
 use overlay_wire::gossip::NetworkMode;
 use overlay_wire::{Encapsulation, HostId, Prefix};
@@ -323,6 +323,18 @@ pub(crate) fn answer(request: &Request) -> Answer {
             changed: true,
             notes: vec!["0.0.0.0:8080/tcp to 10.42.1.4:80 is not published any more".into()],
         },
+        Request::Dns(DnsRequest::Status) => Response::Dns(DnsStatus {
+            enabled: true,
+            domain: "overlay.internal".into(),
+            servers: vec!["10.42.1.1".parse().expect("address")],
+            forward: vec!["192.0.2.53".parse().expect("address")],
+            hosts: 3,
+            containers: 12,
+            answered: 1000,
+            forwarded: 40,
+            refused: 2,
+        }),
+        Request::Dns(DnsRequest::SetNames { .. }) => Response::Done { changed: true, notes: vec![] },
         Request::Nat(NatRequest::List) => Response::PublishedPorts(vec![published(8080, Some("web"))]),
         Request::Nat(NatRequest::Publish(_)) => Response::PublishedPorts(vec![published(8443, None)]),
         Request::Network(NetworkRequest::List | NetworkRequest::Show { .. }) => Response::Networks(vec![NetworkInfo {

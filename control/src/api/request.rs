@@ -8,6 +8,7 @@ use overlay_wire::{Encapsulation, Prefix};
 use serde::{Deserialize, Serialize};
 
 use super::capture::{CaptureRequest, Captured};
+use super::dns::{DnsRequest, DnsStatus};
 use super::endpoint::{EndpointInfo, EndpointLease, EndpointRequest};
 use super::limit::{LimitInfo, LimitRequest};
 use super::membership::{MembershipRequest, MembershipResponse};
@@ -146,6 +147,8 @@ pub enum Request {
     EndpointList,
     /// Published ports.
     Nat(NatRequest),
+    /// Names of containers.
+    Dns(DnsRequest),
     /// Networks of the cluster. Answer: `Networks`, or `Done`.
     Network(NetworkRequest),
     /// Addresses of this host. Answer: `Ipam`, or `Done`.
@@ -218,6 +221,7 @@ impl Request {
             Self::Limit(request) => request.is_change(),
             Self::Membership(request) => request.is_change(),
             Self::Nat(request) => request.is_change(),
+            Self::Dns(request) => request.is_change(),
             Self::ClusterPolicy(request) => request.is_change(),
             Self::Network(request) => request.is_change(),
             Self::Ipam(request) => request.is_change(),
@@ -302,6 +306,8 @@ pub enum Response {
     Endpoints(Vec<EndpointInfo>),
     /// Published ports.
     PublishedPorts(Vec<PublishedPort>),
+    /// The server of names.
+    Dns(DnsStatus),
     /// Networks.
     Networks(Vec<NetworkInfo>),
     /// Addresses of this host.
@@ -361,6 +367,7 @@ impl Response {
             Self::Lease(_) => "lease",
             Self::Endpoints(_) => "endpoints",
             Self::PublishedPorts(_) => "published_ports",
+            Self::Dns(_) => "dns",
             Self::Networks(_) => "networks",
             Self::Ipam(_) => "ipam",
             Self::Settings(_) => "settings",

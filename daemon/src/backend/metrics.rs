@@ -25,6 +25,7 @@ impl Source for Api {
         self.put_peers(&mut page);
         self.put_packets(&mut page, &report);
         self.put_conntrack(&mut page);
+        self.put_names(&mut page).await;
         self.put_gossip(&mut page);
         page.text().ok()
     }
@@ -55,6 +56,24 @@ impl Api {
         page.count(Metric::PolicyChanges, &["lapsed"], counters.lapsed);
         let warnings = core.shared.snapshot.load().tables.policy.warnings().len();
         page.count(Metric::PolicyWarnings, &[], warnings as u64);
+    }
+
+    async fn put_names(&self, page: &mut Page) {
+        let (core, counters) = (self.core(), &self.core().name_counters);
+        for (outcome, count) in [
+            ("answered", &counters.answered),
+            ("forwarded", &counters.forwarded),
+            ("failed", &counters.failed),
+            ("refused", &counters.refused),
+            ("malformed", &counters.malformed),
+        ] {
+            page.count(Metric::DnsQueries, &[outcome], count.load(Relaxed));
+        }
+        let (hosts, containers) = core.zone.load().count();
+        page.count(Metric::DnsNames, &["host"], hosts as u64);
+        page.count(Metric::DnsNames, &["container"], containers as u64);
+        let ports = core.plumbing.published().await.map_or(0, |ports| ports.len());
+        page.count(Metric::PortsPublished, &[], ports as u64);
     }
 
     fn put_peers(&self, page: &mut Page) {

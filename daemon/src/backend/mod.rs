@@ -5,6 +5,7 @@ mod ask;
 mod capture;
 mod change;
 mod cluster_policy;
+mod dns;
 mod endpoints;
 mod limits;
 mod look;
@@ -88,6 +89,7 @@ impl Backend for Api {
             Request::EndpointRemove { name } => self.endpoint_remove(&name).await,
             Request::EndpointList => self.endpoint_list().await,
             Request::Nat(request) => self.nat(request).await,
+            Request::Dns(request) => self.dns(request).await,
             Request::Network(request) => self.network(request).await,
             Request::Ipam(request) => self.ipam(request).await,
             Request::ConfigCheck { text } => self.config_check(text),

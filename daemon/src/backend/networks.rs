@@ -213,16 +213,24 @@ impl Api {
 pub(super) fn problems(core: &Core) -> Vec<Problem> {
     let view = core.view.load();
     let disputed = view.networks.iter().filter(|(_, network)| network.is_disputed());
-    disputed
-        .map(|(name, network)| Problem {
-            code: "NETWORK_CONFLICT".to_owned(),
-            what: format!("hosts want different things of network {name}; it is {}", words(&network.options)),
-            why: said(network).join("; "),
-            next: format!(
-                "on the hosts that differ: `overlayctl network rm {name}` and `overlayctl network create {name}`"
-            ),
-        })
-        .collect()
+    let is_here = |network: &Network| network.said.iter().any(|said| said.host.is_none());
+    let unfiltered =
+        view.networks.iter().filter(|(_, network)| network.options.mode == NetworkMode::Bridge && is_here(network));
+    let unfiltered = unfiltered.map(|(name, _)| Problem {
+        code: "BRIDGE_UNFILTERED".to_owned(),
+        what: format!("containers of network {name} on this host are not filtered from each other"),
+        why: "the network is of mode bridge, as it was made".to_owned(),
+        next: "make it anew without --mode bridge where its containers do not trust each other".to_owned(),
+    });
+    let disputed = disputed.map(|(name, network)| Problem {
+        code: "NETWORK_CONFLICT".to_owned(),
+        what: format!("hosts want different things of network {name}; it is {}", words(&network.options)),
+        why: said(network).join("; "),
+        next: format!(
+            "on the hosts that differ: `overlayctl network rm {name}` and `overlayctl network create {name}`"
+        ),
+    });
+    disputed.chain(unfiltered).collect()
 }
 
 fn hosts(network: &Network) -> Vec<NetworkHost> {

@@ -212,8 +212,9 @@ impl Api {
     fn host_problems(&self) -> Vec<Problem> {
         let core = &self.core;
         let config = core.config.load();
-        let mut problems: Vec<Problem> =
-            core.uapi_problem.get().into_iter().chain(core.metrics_problem.get()).cloned().collect();
+        let problems =
+            core.uapi_problem.get().into_iter().chain(core.metrics_problem.get()).chain(core.names_problem.get());
+        let mut problems: Vec<Problem> = problems.cloned().collect();
         if let Some(why) = core.flow_saves.problem.lock().clone() {
             problems.push(Problem {
                 code: "FLOWS_NOT_SAVED".to_owned(),

@@ -144,6 +144,12 @@ metrics! {
         "Flows in the last saved file.";
     ConntrackSaveTime = Gauge "overlay_conntrack_save_duration" "seconds" []
         "How long the last save took.";
+    DnsQueries = Counter "overlay_dns_queries" "" ["outcome"]
+        "Questions about names: answered, forwarded, failed after forwarding, refused, or no question at all (malformed).";
+    DnsNames = Gauge "overlay_dns_names" "" ["kind"]
+        "Names known here, of hosts or containers.";
+    PortsPublished = Gauge "overlay_ports_published" "" []
+        "Ports of this host that lead to containers.";
     GossipReceived = Counter "overlay_gossip_received" "datagrams" []
         "Gossip datagrams accepted.";
     GossipSent = Counter "overlay_gossip_sent" "datagrams" []

@@ -87,10 +87,20 @@ pub struct RouteSpec {
 pub struct Attachment {
     /// The host end.
     pub host_ifname: String,
-    /// Its index, if it exists now.
+    /// The bridge it is a port of, where it is one.
+    pub bridge: Option<String>,
+    /// The index of the interface by which the host reaches the container, bridge or host end, if it exists now.
     pub index: Option<u32>,
     /// The container's addresses.
     pub addresses: Vec<IpAddr>,
+}
+
+impl Attachment {
+    /// The interface by which the host reaches the container.
+    #[must_use]
+    pub fn interface(&self) -> &str {
+        self.bridge.as_deref().unwrap_or(&self.host_ifname)
+    }
 }
 
 /// Whether any prefix of the overlay is of this family.

@@ -48,6 +48,13 @@ pub(super) fn interface_names(tun: &str, name: &str) -> (String, String) {
     (format!("ov{short:010x}"), format!("op{short:010x}"))
 }
 
+/// The bridge of a network; the same for the same arguments, also after a restart.
+#[must_use]
+pub(super) fn bridge_name(tun: &str, network: &str) -> String {
+    let (host, _) = interface_names(tun, &format!("{network} bridge"));
+    host.replacen("ov", "ob", 1)
+}
+
 /// Refuses names that could be misread in a rule, a file name or a command.
 pub(super) fn check_names(request: &EndpointRequest) -> Result<(), PlumbingError> {
     check_name(&request.name, NAME_MAX)?;

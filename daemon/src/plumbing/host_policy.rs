@@ -14,6 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use overlay_dataplane::{Addresses, HostPolicy, HostRule, HostWay};
 use overlay_wire::Prefix;
@@ -111,6 +112,17 @@ fn refusal(text: &mut String) {
     lines(text, &contents);
 }
 
+/// Questions of containers about names, led to the server on this host, and its answers.
+fn questions(config: &PlumbingConfig) -> Vec<String> {
+    let question = |own: &IpAddr| {
+        let family = if own.is_ipv4() { "ip" } else { "ip6" };
+        format!(
+            "  ct status & dnat == dnat meta l4proto {{ 6, 17 }} ct original {family} daddr {own} ct original proto-dst 53 accept"
+        )
+    };
+    config.host_addresses.iter().map(question).collect()
+}
+
 /// The chains at the hooks. Where a packet's flow began decides which rules are asked.
 fn entrances(text: &mut String, config: &PlumbingConfig) {
     let neighbours = "  icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept";
@@ -129,12 +141,14 @@ fn entrances(text: &mut String, config: &PlumbingConfig) {
     contents.extend(ERRORS.iter().map(|errors| format!("  ct state related {errors} accept")));
     // To a published port; where this host opened it, it was not seen on its way out.
     contents.push("  ct status & dnat == dnat ct direction reply accept".to_owned());
+    contents.extend(questions(config));
     contents.extend(ways.clone());
     contents.extend(directions(HostWay::ToHost, HostWay::ToContainer));
     contents.extend(["chain to_container {".to_owned(), neighbours.to_owned()]);
     // Errors are made by this host's kernel, also about packets that are not tracked; so are resets for refused segments.
     contents.extend(ERRORS.iter().map(|errors| format!("  {errors} accept")));
     contents.push("  ct state related tcp flags & rst == rst accept".to_owned());
+    contents.extend(questions(config));
     contents.extend(ways);
     contents.extend(directions(HostWay::ToContainer, HostWay::ToHost));
     for (hook, side, target) in [("input", "iifgroup", "from_container"), ("output", "oifgroup", "to_container")] {

@@ -110,7 +110,7 @@ impl Space {
                 .own
                 .iter()
                 .find(|p| p.contains(*address))
-                .ok_or_else(|| PlumbingError::AddressElsewhere { address: *address, owner: None })?;
+                .ok_or(PlumbingError::AddressElsewhere { address: *address, owner: None })?;
             let reserved = (0..RESERVED).any(|index| prefix.nth(index) == Some(*address));
             if reserved || Some(*address) == broadcast(prefix) {
                 return Err(refuse(format!("the first {RESERVED} addresses and the last are for the host itself")));

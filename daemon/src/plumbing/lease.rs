@@ -128,6 +128,12 @@ impl Lease {
         self.network.as_deref().unwrap_or(DEFAULT_NETWORK)
     }
 
+    /// The interface by which the host reaches the container.
+    #[must_use]
+    pub fn interface_on_host(&self) -> &str {
+        self.bridge.as_deref().unwrap_or(&self.host_ifname)
+    }
+
     /// What its addresses are held by.
     #[must_use]
     pub fn holder(&self, now: SystemTime) -> Holder {

@@ -5,6 +5,7 @@
 //! the kernel's state, compares it with what is wanted and repairs the difference, so it may run at any time and after
 //! any crash. A clean stop removes everything in reverse order; a crash leaves it, and the next start adopts it.
 
+pub mod bridge_guard;
 pub mod desired;
 pub mod endpoint;
 mod error;
@@ -14,6 +15,7 @@ pub mod interfaces;
 pub mod ipam;
 pub mod lease;
 pub mod ledger;
+pub mod names;
 mod netlink;
 pub mod nft;
 mod plumber;

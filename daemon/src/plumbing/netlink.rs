@@ -36,6 +36,8 @@ pub(crate) struct Link {
     pub(crate) group: u32,
     pub(crate) txqueuelen: u32,
     pub(crate) kind: Option<InfoKind>,
+    /// The bridge it is a port of.
+    pub(crate) controller: Option<u32>,
     pub(crate) hardware: Vec<u8>,
 }
 
@@ -175,6 +177,20 @@ impl Kernel {
         message.attributes = vec![LinkAttribute::IfName(host.into()), LinkAttribute::IfAlias(alias.into())];
         let what = format!("name the owner of {host}");
         self.handle.link().change(message).execute().await.map_err(PlumbingError::netlink(what))
+    }
+
+    pub(crate) async fn add_bridge(&self, name: &str, mtu: u32, group: u32) -> Result<(), PlumbingError> {
+        let mut message = LinkMessage::default();
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes = vec![
+            LinkAttribute::IfName(name.into()),
+            LinkAttribute::Mtu(mtu),
+            LinkAttribute::Group(group),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+        ];
+        let result = self.handle.link().add(message).execute().await;
+        tolerate(result, &[libc::EEXIST], || format!("create bridge {name}"))
     }
 
     pub(crate) async fn delete_link(&self, name: &str) -> Result<(), PlumbingError> {
@@ -358,6 +374,7 @@ fn parse_link(message: &LinkMessage) -> Link {
         group: 0,
         txqueuelen: 0,
         kind: None,
+        controller: None,
         hardware: Vec::new(),
     };
     for attribute in &message.attributes {
@@ -366,6 +383,7 @@ fn parse_link(message: &LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Group(group) => link.group = *group,
             LinkAttribute::TxQueueLen(length) => link.txqueuelen = *length,
+            LinkAttribute::Controller(index) => link.controller = Some(*index).filter(|index| *index != 0),
             LinkAttribute::Address(bytes) => link.hardware.clone_from(bytes),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {

@@ -5,6 +5,7 @@
 //! host only, containers' packets are marked so that routing sends all of them through the TUN, and own prefixes are
 //! masqueraded towards the outside. What passes between containers and this host is up to [`super::host_policy`].
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -28,7 +29,7 @@ pub fn script(config: &PlumbingConfig, learned: &LearnedRoutes, attachments: &[A
     line(&mut text, 0, format_args!("table inet {name} {{"));
     sets(&mut text, config, learned, attachments);
     raw_chains(&mut text, config);
-    forward_chain(&mut text, config);
+    forward_chain(&mut text, config, attachments);
     nat_chain(&mut text, config);
     line(&mut text, 0, format_args!("}}"));
     arp_table(&mut text, config, attachments);
@@ -56,7 +57,7 @@ fn list_of(elements: &[String]) -> String {
 }
 
 fn bindings(attachments: &[Attachment], wanted: impl Fn(&IpAddr) -> bool) -> Vec<String> {
-    let pairs = attachments.iter().flat_map(|a| a.addresses.iter().map(move |addr| (&a.host_ifname, addr)));
+    let pairs = attachments.iter().flat_map(|a| a.addresses.iter().map(move |addr| (a.interface(), addr)));
     pairs.filter(|(_, addr)| wanted(addr)).map(|(ifname, addr)| format!("\"{ifname}\" . {addr}")).collect()
 }
 
@@ -136,11 +137,16 @@ fn raw_chains(text: &mut String, config: &PlumbingConfig) {
     }
 }
 
-fn forward_chain(text: &mut String, config: &PlumbingConfig) {
+fn forward_chain(text: &mut String, config: &PlumbingConfig, attachments: &[Attachment]) {
     let (tun, group) = (&config.interface, config.group);
+    let bridges: BTreeSet<&String> = attachments.iter().filter_map(|attachment| attachment.bridge.as_ref()).collect();
+    line(text, 1, format_args!("chain forward {{"));
+    line(text, 2, format_args!("type filter hook forward priority filter; policy accept;"));
+    for bridge in bridges {
+        // Neighbours on it, where the kernel shows bridged packets to this table (br_netfilter).
+        line(text, 2, format_args!("iifname \"{bridge}\" oifname \"{bridge}\" accept"));
+    }
     let lines = [
-        "chain forward {".to_owned(),
-        "  type filter hook forward priority filter; policy accept;".to_owned(),
         format!("  iifname \"{tun}\" oifname \"{tun}\" counter drop comment \"overlay packet with no way out\""),
         format!("  iifgroup {group} oifname != \"{tun}\" counter drop comment \"container packet around the filter\""),
         format!("  oifgroup {group} iifname != \"{tun}\" counter drop comment \"container packet around the filter\""),

@@ -3,6 +3,7 @@
 //! Order of a reconcile: the guard (nft) first, so that nothing is reachable before it is filtered; then settings, links,
 //! addresses, routes, and the rules that make them effective last. Teardown is the reverse and goes on past failures.
 
+mod naming;
 mod publish;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 mod addresses;
+mod bridges;
 mod networks;
 
 use arc_swap::ArcSwap;
@@ -25,8 +27,10 @@ use super::endpoint::{self, GATEWAY_V6};
 use super::interfaces::{Interface, tunnels_in_the_way};
 use super::lease::{COOLDOWN, Journal, Lease, LeaseState, PREPARE_TIMEOUT, VERSION, unix};
 use super::ledger::Ledger;
+use super::names::GivenNames;
 use super::netlink::{Kernel, Link};
 use super::nft::{Installation, Look};
+use super::ports::table::NameServer;
 use super::ports::{self, Ports};
 use super::sysctl::Sysctl;
 use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors, firewall, host_policy, nft};
@@ -74,12 +78,17 @@ pub struct Plumber {
     boot_id: String,
     /// The tables that bind containers and lead their packets.
     guard: Installation,
+    /// The table that binds containers on bridges.
+    bridge_guard: Installation,
     /// The table with the policy between containers and this host, and its script.
     host_policy: Installation,
     host_script: String,
     /// The table that translates packets to published ports, and which these are.
     nat: Installation,
     ports: Ports,
+    /// Where questions about names go, and the names that callers gave to endpoints.
+    name_servers: Vec<NameServer>,
+    names: GivenNames,
     /// Problems found only by a full look, kept between cheap ones.
     standing: Vec<Problem>,
 }
@@ -93,9 +102,11 @@ impl Plumber {
         let name = config.nft_table.clone();
         let mut ledger = Ledger::open(&config.state_dir)?;
         ledger.drop_foreign_blocks(&config.own_prefixes)?;
+        let bridge_table = vec![("bridge", name.clone())];
         let guard = vec![("inet", name.clone()), ("arp", name)];
         Ok(Self {
             guard: Installation::new("install the overlay tables", guard),
+            bridge_guard: Installation::new("bind containers on bridges", bridge_table),
             host_policy: Installation::new(
                 "install the policy between containers and this host",
                 vec![("inet", host_policy::table(&config))],
@@ -103,6 +114,8 @@ impl Plumber {
             host_script: host_policy::script(&config, &HostPolicy::default()),
             nat: Installation::new("install published ports", vec![("inet", ports::table::table(&config))]),
             ports: Ports::open(&config.state_dir)?,
+            name_servers: Vec::new(),
+            names: GivenNames::open(&config.state_dir)?,
             kernel: Kernel::open()?,
             sysctl: Sysctl::open(&config.state_dir)?,
             journal: Journal::open(&config.state_dir)?,
@@ -154,7 +167,9 @@ impl Plumber {
             }
         };
         self.settle_leases(&links, &mut outcome).await;
+        let links = self.reconcile_bridges(links, &mut outcome).await;
         let attachments = self.attachments(&links);
+        self.reconcile_bridge_guard(scope, &attachments, &mut outcome);
         self.reconcile_nft(scope, &attachments, &mut outcome);
         if scope == Scope::Everything {
             let (changes, problems) = self.sysctl.ensure(&self.config);
@@ -186,7 +201,8 @@ impl Plumber {
         let live = self.journal.lives();
         live.map(|lease| Attachment {
             host_ifname: lease.host_ifname.clone(),
-            index: links.iter().find(|link| link.name == lease.host_ifname).map(|link| link.index),
+            bridge: lease.bridge.clone(),
+            index: links.iter().find(|link| link.name == *lease.interface_on_host()).map(|link| link.index),
             addresses: lease.addresses.clone(),
         })
         .collect()
@@ -281,17 +297,20 @@ impl Plumber {
     async fn reconcile_veths(&self, links: &[Link], outcome: &mut Reconciled) {
         for lease in self.journal.lives() {
             if let Some(link) = links.iter().find(|link| link.name == lease.host_ifname) {
-                self.reconcile_veth(lease, link, outcome).await;
+                self.reconcile_veth(lease, link, links, outcome).await;
             }
         }
     }
 
-    async fn reconcile_veth(&self, lease: &Lease, link: &Link, outcome: &mut Reconciled) {
+    async fn reconcile_veth(&self, lease: &Lease, link: &Link, links: &[Link], outcome: &mut Reconciled) {
+        if lease.bridge.is_some() {
+            self.reconcile_port(lease, link, links, outcome).await;
+        }
         if !link.up || link.mtu != lease.mtu || link.group != self.config.group {
             let changes = vec![LinkAttribute::Mtu(lease.mtu), LinkAttribute::Group(self.config.group)];
             outcome.note(self.kernel.change_link(link.index, changes).await, || format!("set {} up", link.name));
         }
-        if !lease.addresses.iter().any(IpAddr::is_ipv6) {
+        if lease.bridge.is_some() || !lease.addresses.iter().any(IpAddr::is_ipv6) {
             return;
         }
         match self.kernel.addresses(link.index).await {
@@ -378,6 +397,7 @@ impl Plumber {
             return Err(PlumbingError::EndpointExists(request.name.clone()));
         }
         let addresses = self.give_addresses(request)?;
+        let (bridge, on_link) = self.bridging(request, &addresses)?;
         let (host_ifname, peer_ifname) = endpoint::interface_names(&self.config.interface, &request.name);
         let lease = Lease {
             version: VERSION,
@@ -390,8 +410,8 @@ impl Plumber {
             peer_ifname,
             gateways: endpoint::gateways(&addresses, &self.config.host_addresses),
             network: request.network.clone().filter(|network| network != DEFAULT_NETWORK),
-            bridge: None,
-            on_link: Vec::new(),
+            bridge,
+            on_link,
             addresses,
             mtu: self.config.mtu,
             state: LeaseState::Prepared,
@@ -417,7 +437,7 @@ impl Plumber {
         let outcome = self.reconcile(Scope::Routing).await;
         let link = self.kernel.link(&lease.host_ifname).await?;
         match link {
-            Some(link) if link.up && self.guard.is_installed() && self.host_policy.is_installed() => Ok(()),
+            Some(link) if link.up && self.is_bound(lease, &link) => Ok(()),
             Some(_) => Err(PlumbingError::Nft {
                 what: "bind the new interface",
                 stderr: outcome.problems.first().map_or_else(String::new, |p| p.what.clone()),
@@ -510,6 +530,9 @@ impl Plumber {
         errors.extend(self.sysctl.restore());
         errors.extend(self.nat.remove().err());
         errors.extend(self.guard.remove().err());
+        if self.bridge_guard.is_installed() {
+            errors.extend(self.bridge_guard.remove().err());
+        }
         errors.extend(self.host_policy.remove().err());
         for problem in outcome.problems {
             errors.push(PlumbingError::Nft { what: "remove a rule", stderr: problem.what });
@@ -552,6 +575,11 @@ impl Plumber {
         let mut errors = Vec::new();
         for lease in self.journal.iter().cloned().collect::<Vec<_>>() {
             errors.extend(self.undo_prepared(&lease).await.err());
+        }
+        if let Ok(links) = self.kernel.links().await {
+            for bridge in links.iter().filter(|link| self.is_our_bridge(link)) {
+                errors.extend(self.kernel.delete_link(&bridge.name).await.err());
+            }
         }
         if errors.is_empty() { Ok(()) } else { Err(TeardownErrors(errors)) }
     }

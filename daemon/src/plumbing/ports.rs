@@ -183,7 +183,7 @@ impl Ports {
         let mut names: Vec<String> = reached
             .map(|port| {
                 let own = attachments.iter().find(|one| one.addresses.contains(&port.target.ip()));
-                own.map_or_else(|| config.interface.clone(), |own| own.host_ifname.clone())
+                own.map_or_else(|| config.interface.clone(), |own| own.interface().to_owned())
             })
             .collect();
         names.sort_unstable();

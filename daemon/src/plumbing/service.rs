@@ -14,6 +14,7 @@ use overlay_control::api::{
     EndpointRequest, IpamAddress, IpamFinding, IpamUsage, PortSelector, Problem, PublishRequest, PublishedPort,
 };
 use overlay_dataplane::{HostPolicy, Published};
+use overlay_wire::gossip::names::ContainerNames;
 use overlay_wire::gossip::{NetworkEntry, NetworkOptions};
 use tokio::sync::{mpsc, oneshot, watch as watched};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -21,6 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::ipam::Holder;
 use super::lease::Lease;
 use super::plumber::{OwnNetworks, Plumber, Reconciled, Scope};
+use super::ports::table::NameServer;
 use super::watch::{self, Change};
 use super::{LearnedRoutes, PlumbingConfig, PlumbingError, TeardownErrors};
 
@@ -52,6 +54,8 @@ enum Command {
     Publish(PublishRequest, Reply<Result<(PublishedPort, bool), PlumbingError>>),
     Unpublish(PortSelector, Reply<Result<Vec<PublishedPort>, PlumbingError>>),
     Published(Reply<Vec<PublishedPort>>),
+    SetNames(String, Vec<String>, Reply<Result<bool, PlumbingError>>),
+    SetNameServers(Vec<NameServer>, Reply<()>),
     JoinNetwork(String, NetworkOptions, Reply<Result<bool, PlumbingError>>),
     LeaveNetwork(String, Reply<Result<bool, PlumbingError>>),
     Usage(Reply<Vec<IpamUsage>>),
@@ -69,6 +73,7 @@ pub struct PlumbingHandle {
     commands: mpsc::Sender<Command>,
     problems: Arc<Mutex<Vec<Problem>>>,
     openings: watched::Receiver<Published>,
+    names: watched::Receiver<ContainerNames>,
     own_networks: OwnNetworks,
 }
 
@@ -76,6 +81,7 @@ pub struct PlumbingHandle {
 struct Told {
     problems: Arc<Mutex<Vec<Problem>>>,
     openings: watched::Sender<Published>,
+    names: watched::Sender<ContainerNames>,
 }
 
 /// Starts the plumbing thread in this thread's network namespace and reconciles once, with this policy between containers
@@ -91,7 +97,8 @@ pub async fn start(
     let (ready, opened) = oneshot::channel();
     let problems = Arc::new(Mutex::new(Vec::new()));
     let (tell, openings) = watched::channel(Published::default());
-    let told = Told { problems: Arc::clone(&problems), openings: tell };
+    let (tell_names, names) = watched::channel(ContainerNames::new());
+    let told = Told { problems: Arc::clone(&problems), openings: tell, names: tell_names };
     let body = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         match runtime {
@@ -102,7 +109,7 @@ pub async fn start(
     let thread =
         std::thread::Builder::new().name("plumbing".into()).spawn(body).map_err(PlumbingError::NetlinkSocket)?;
     let (first, own_networks) = opened.await.map_err(|_| PlumbingError::Stopped)??;
-    Ok((PlumbingHandle { commands, problems, openings, own_networks }, first, thread))
+    Ok((PlumbingHandle { commands, problems, openings, names, own_networks }, first, thread))
 }
 
 impl PlumbingHandle {
@@ -218,6 +225,28 @@ impl PlumbingHandle {
     #[must_use]
     pub fn openings(&self) -> watched::Receiver<Published> {
         self.openings.clone()
+    }
+
+    /// The names of this host's containers; told anew when they change.
+    #[must_use]
+    pub fn names(&self) -> watched::Receiver<ContainerNames> {
+        self.names.clone()
+    }
+
+    /// See [`Plumber::set_names`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn set_names(&self, endpoint: String, names: Vec<String>) -> Result<bool, PlumbingError> {
+        self.call(|reply| Command::SetNames(endpoint, names, reply)).await?
+    }
+
+    /// See [`Plumber::set_name_servers`].
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn set_name_servers(&self, servers: Vec<NameServer>) -> Result<(), PlumbingError> {
+        self.call(|reply| Command::SetNameServers(servers, reply)).await
     }
 
     /// The networks this host takes part in, with its blocks of them.
@@ -390,6 +419,10 @@ async fn obey(plumber: &mut Plumber, command: Command, told: &Told) {
             drop(reply.send(tell(plumber.unpublish(&selector).await, plumber, told)))
         }
         Command::Published(reply) => drop(reply.send(plumber.published())),
+        Command::SetNames(endpoint, names, reply) => {
+            drop(reply.send(tell(plumber.set_names(&endpoint, &names), plumber, told)))
+        }
+        Command::SetNameServers(servers, reply) => drop(reply.send(plumber.set_name_servers(servers).await)),
         Command::KernelTunnels(reply) => drop(reply.send(plumber.kernel_tunnels().await)),
         Command::List(reply) => drop(reply.send(plumber.endpoints())),
         Command::JoinNetwork(name, options, reply) => drop(reply.send(plumber.join_network(&name, options))),
@@ -401,20 +434,26 @@ async fn obey(plumber: &mut Plumber, command: Command, told: &Told) {
         Command::Release(address, reply) => drop(reply.send(plumber.release(address))),
         Command::Stop(_) => {}
     }
-    tell_openings(plumber, told);
+    tell_state(plumber, told);
 }
 
-/// Tells the packet path which ports are published, before the caller hears the outcome.
+/// Tells who works with it which ports are published and which names there are, before the caller hears the outcome.
 fn tell<T>(outcome: T, plumber: &Plumber, told: &Told) -> T {
-    tell_openings(plumber, told);
+    tell_state(plumber, told);
     outcome
 }
 
-fn tell_openings(plumber: &Plumber, told: &Told) {
+fn tell_state(plumber: &Plumber, told: &Told) {
     let openings = plumber.openings();
     told.openings.send_if_modified(|known| {
         let changed = *known != openings;
         *known = openings;
+        changed
+    });
+    let names = plumber.names();
+    told.names.send_if_modified(|known| {
+        let changed = *known != names;
+        *known = names;
         changed
     });
 }
@@ -430,6 +469,6 @@ async fn look(plumber: &mut Plumber, scope: Scope, told: &Told) -> Reconciled {
     }
     known.clone_from(&outcome.problems);
     drop(known);
-    tell_openings(plumber, told);
+    tell_state(plumber, told);
     outcome
 }

@@ -49,8 +49,12 @@ fn learned_prefix_inside_the_pool_or_announced_here_adds_no_route() {
 #[test]
 fn attachment_without_interface_has_no_route_but_its_prefix_is_unreachable() {
     let config = config(Path::new("/nowhere"));
-    let attachment =
-        Attachment { host_ifname: "ov1".into(), index: None, addresses: vec!["10.42.1.4".parse().unwrap()] };
+    let attachment = Attachment {
+        host_ifname: "ov1".into(),
+        bridge: None,
+        index: None,
+        addresses: vec!["10.42.1.4".parse().unwrap()],
+    };
     let routes = desired::routes(&config, &LearnedRoutes::default(), &[attachment], 7);
     let local: Vec<_> = routes.iter().filter(|(key, _)| key.table == 1001).collect();
     assert_eq!(local.len(), 2);

@@ -116,7 +116,17 @@ mod tests {
 
     fn link(index: u32, name: &str, kind: Option<InfoKind>) -> Link {
         let hardware = if name == "lo" { vec![0; 6] } else { vec![2, 0, 0, 0, 0, index as u8] };
-        Link { index, name: name.into(), mtu: 1500, up: true, group: 0, txqueuelen: 0, kind, hardware }
+        Link {
+            index,
+            name: name.into(),
+            mtu: 1500,
+            up: true,
+            group: 0,
+            txqueuelen: 0,
+            kind,
+            hardware,
+            controller: None,
+        }
     }
 
     fn address(link: u32, ip: &str) -> KernelAddress {

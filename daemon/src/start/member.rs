@@ -4,10 +4,12 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use overlay_config::{Config, secret};
+use overlay_control::api::Problem;
 use overlay_control::{ApiError, Code};
 use overlay_dataplane::{Conntrack, Engine, SavedWhile};
 use overlay_routing::gossip::{Gossip, GossipConfig, cluster_id};
@@ -37,6 +39,7 @@ use crate::handshake::HandshakeThread;
 use crate::limits::Limits;
 use crate::membership::{IssuerTask, Kept, Work, keep};
 use crate::metrics;
+use crate::names::{self, NameParts};
 use crate::plumbing::ledger::Ledger;
 use crate::plumbing::{self, Masquerade, PlumbingConfig, PlumbingHandle, UnderlayTracking};
 use crate::rebuild::first_host_policy;
@@ -266,6 +269,7 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     let api = tokio::spawn(Arc::clone(&process.server).run(Arc::clone(&backend), stopped.clone()));
     let uapi = uapi(&core).map(|server| tokio::spawn(server.run(Arc::clone(&backend), stopped.clone())));
     let figures = figures(&core).await.map(|server| tokio::spawn(server.run(backend, stopped.clone())));
+    let names = serve_names(&core, stopped.clone()).await;
     core.events.info("started", None, format!("overlayd {} is up", env!("CARGO_PKG_VERSION")));
     notify(&[sd_notify::NotifyState::Ready]);
 
@@ -281,6 +285,9 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     }
     let _ = stop.send(true);
     let _ = director.await;
+    if let Some(names) = names {
+        let _ = tokio::task::spawn_blocking(move || names.join()).await;
+    }
     let _ = issuer.await;
     let _ = keeper.await;
     let _ = api.await;
@@ -327,6 +334,38 @@ fn uapi(core: &Core) -> Option<crate::uapi::Server> {
         Err(problem) => {
             tracing::warn!(why = %problem.why, next = %problem.next, "{}", problem.what);
             let _ = core.uapi_problem.set(problem);
+            None
+        }
+    }
+}
+
+/// The server of names; without it everything else works.
+async fn serve_names(core: &Core, stop: watch::Receiver<bool>) -> Option<JoinHandle<()>> {
+    if !core.config.load().dns.enabled {
+        return None;
+    }
+    let parts = NameParts {
+        zone: Arc::clone(&core.zone),
+        counters: Arc::clone(&core.name_counters),
+        upstreams: Arc::clone(&core.upstreams),
+        addresses: core.host_addresses.clone(),
+    };
+    match names::start(parts, stop) {
+        Ok((servers, thread)) => {
+            if core.plumbing.set_name_servers(servers).await.is_err() {
+                tracing::warn!("questions about names are not led to the server: the host plumbing has stopped");
+            }
+            Some(thread)
+        }
+        Err(error) => {
+            let problem = Problem {
+                code: "DNS".into(),
+                what: "names are not answered on this host".into(),
+                why: error.to_string(),
+                next: "restart overlayd; `dns.enabled = false` turns the server off".into(),
+            };
+            tracing::warn!(why = %problem.why, next = %problem.next, "{}", problem.what);
+            let _ = core.names_problem.set(problem);
             None
         }
     }

@@ -80,3 +80,84 @@ impl NetworkIndex {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use overlay_routing::networks::Announcement;
+    use overlay_routing::rib::{LocalClaims, Rib, RibInput};
+    use overlay_wire::gossip::{NetworkEntry, NetworkOptions};
+    use overlay_wire::policy::Action;
+
+    use super::*;
+    use crate::policy::{CompiledPolicy, DecidedBy};
+
+    const HOST: &str = "10.42.1.1";
+    const DEFAULT: &str = "10.42.1.5";
+    const WEB: &str = "10.42.1.225";
+    const QUIET: &str = "10.42.1.193";
+    const OUTSIDE: &str = "192.0.2.1";
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("an address in a test")
+    }
+
+    /// A host whose prefix has a block of an open and one of an internal network, under a policy.
+    fn policy(text: &str) -> CompiledPolicy {
+        let entry = |block: &str, internal| NetworkEntry {
+            options: NetworkOptions { internal, ..NetworkOptions::default() },
+            blocks: vec![block.parse().expect("a prefix in a test")],
+        };
+        let networks: BTreeMap<String, NetworkEntry> =
+            [("web".to_owned(), entry("10.42.1.224/27", false)), ("quiet".to_owned(), entry("10.42.1.192/27", true))]
+                .into();
+        let prefixes = vec!["10.42.1.0/24".parse().expect("a prefix in a test")];
+        let local = LocalClaims { name: "h1".to_owned(), prefixes, announced: Vec::new() };
+        let rib = Rib::build(&RibInput { local, ..RibInput::default() });
+        let own = Announcement { host: None, name: "h1".to_owned(), networks };
+        let networks = Networks::new(&[own], &rib, vec![address(HOST)]);
+        let set = text.parse().expect("a policy in a test");
+        CompiledPolicy::compile(&set, &|_: &str| None).with_networks(&networks)
+    }
+
+    fn decide(policy: &CompiledPolicy, from: (&str, End), to: (&str, End)) -> (Action, DecidedBy) {
+        let tuple = Tuple { src: address(from.0), dst: address(to.0), protocol: 6, src_port: 40000, dst_port: 80 };
+        let decision = policy.decide(&tuple, from.1, to.1);
+        (decision.action, decision.by)
+    }
+
+    #[test]
+    fn networks_are_apart_unless_a_rule_says_otherwise() {
+        for default in ["default members", "default open"] {
+            let closed = policy(default);
+            let open = policy(&format!("allow any from 10.42.1.224/27 to any\n{default}"));
+            let apart = (Action::Reject, DecidedBy::Default(Grounds::Apart));
+            for (from, to) in [(WEB, DEFAULT), (DEFAULT, WEB), (WEB, QUIET), (QUIET, WEB)] {
+                let (from, to) = ((from, End::Member), (to, End::Member));
+                assert_eq!(decide(&closed, from, to), apart, "{from:?} to {to:?}");
+                let opened = decide(&open, from, to).0 == Action::Allow;
+                assert_eq!(opened, from.0 == WEB, "{from:?} to {to:?}");
+            }
+            for same in [WEB, DEFAULT, QUIET] {
+                assert_eq!(decide(&closed, (same, End::Member), (same, End::Member)).0, Action::Allow);
+                // Another host's own address is in no network.
+                assert_eq!(decide(&closed, (HOST, End::Member), (same, End::Member)).0, Action::Allow);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_passes_between_an_internal_network_and_the_outside() {
+        let all = policy("allow any from any to any");
+        let internal = (Action::Reject, DecidedBy::Default(Grounds::Internal));
+        for beyond in [End::Outside, End::Foreign] {
+            let (quiet, out) = ((QUIET, End::Member), (OUTSIDE, beyond));
+            assert_eq!(decide(&all, quiet, out), internal);
+            assert_eq!(decide(&all, out, quiet), internal);
+            assert_eq!(decide(&all, (WEB, End::Member), out).0, Action::Allow);
+            assert_eq!(decide(&all, out, (WEB, End::Member)).0, Action::Allow);
+        }
+        assert_eq!(decide(&all, (QUIET, End::Member), (WEB, End::Member)).0, Action::Allow, "a rule opens it inside");
+    }
+}

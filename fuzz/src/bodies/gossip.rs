@@ -2,7 +2,7 @@
 
 use overlay_wire::gossip::codec::Reader;
 use overlay_wire::gossip::envelope::{Content, Envelope, IntroduceAckContent, IntroduceContent};
-use overlay_wire::gossip::{HostBody, Message, NetworksBody, Record, RoutesBody};
+use overlay_wire::gossip::{HostBody, Message, NamesBody, NetworksBody, Record, RoutesBody};
 
 /// The clear envelope, and the contents sealed in it.
 pub fn envelope(bytes: &[u8]) {
@@ -46,6 +46,9 @@ pub fn record(bytes: &[u8]) {
         assert_eq!([&again, reader.rest()].concat(), bytes);
     }
     if let Ok(body) = HostBody::decode(bytes) {
+        assert_eq!(body.encode().as_deref(), Ok(bytes));
+    }
+    if let Ok(body) = NamesBody::decode(bytes) {
         assert_eq!(body.encode().as_deref(), Ok(bytes));
     }
     if let Ok(body) = RoutesBody::decode(bytes) {

@@ -1,6 +1,7 @@
 //! The bodies, by area.
 
 pub mod dataplane;
+pub mod dns;
 pub mod gossip;
 pub mod membership;
 pub mod outer;

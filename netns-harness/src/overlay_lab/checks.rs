@@ -33,7 +33,7 @@ const PURE: &[(&str, &[&str])] = &[
         ],
     ),
     ("dataplane", &["overlay-wire", "overlay-routing", "thiserror", "siphasher", "parking_lot"]),
-    ("services", &["overlay-wire", "serde", "thiserror", "siphasher", "rand_core", "rand_chacha"]),
+    ("services", &["overlay-wire", "domain", "serde", "thiserror", "siphasher", "rand_core", "rand_chacha"]),
 ];
 
 /// The full forms whose results are on record, one file each.

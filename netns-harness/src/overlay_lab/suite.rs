@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::{checks, packages};
 
 /// The crates whose code may not reach outside itself.
-const PURE: [&str; 3] = ["overlay-wire", "overlay-routing", "overlay-dataplane"];
+const PURE: [&str; 4] = ["overlay-wire", "overlay-routing", "overlay-dataplane", "overlay-services"];
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {

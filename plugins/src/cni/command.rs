@@ -14,6 +14,7 @@ use super::daemon::Daemon;
 use super::environment::Environment;
 use super::error::{self, CniError};
 use super::inspect::{self, Interface};
+use super::names;
 use super::result;
 
 /// Versions of the specification, oldest first.
@@ -79,11 +80,13 @@ fn add(config: &NetworkConfig, environment: &Environment) -> Result<Value, CniEr
         for request in mappings.iter().flat_map(|mapping| mapping.requests(&owner, &lease)) {
             daemon.publish(request).map_err(|error| down(&error))?;
         }
+        daemon.name(&lease.name, names::of(config, environment)).map_err(|error| down(&error))?;
+        let dns = names::dns(config, &daemon.dns().map_err(|error| down(&error))?);
         daemon.commit(lease.lease).map_err(|error| down(&error))?;
-        Ok(links)
+        Ok((links, dns))
     });
     match configured {
-        Ok((host, inside)) => Ok(result::added(config, &lease, netns, &host, &inside)),
+        Ok(((host, inside), dns)) => Ok(result::added(config, &lease, netns, &host, &inside, dns)),
         Err(error) => {
             // The daemon removes its end and with it the other; if it cannot be asked, we do, and it notices.
             if daemon.abort(lease.lease).is_err() {

@@ -101,7 +101,7 @@ impl NetworkConfig {
         Ok(self.network.clone())
     }
 
-    fn runtime(&self, key: &str) -> Option<&Value> {
+    pub(super) fn runtime(&self, key: &str) -> Option<&Value> {
         self.runtime.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value)
     }
 

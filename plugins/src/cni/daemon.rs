@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use overlay_control::api::{
-    EndpointInfo, EndpointLease, EndpointRequest, LimitRate, LimitRequest, NatRequest, PublishRequest, PublishedPort,
-    Request, Response,
+    DnsRequest, DnsStatus, EndpointInfo, EndpointLease, EndpointRequest, LimitRate, LimitRequest, NatRequest,
+    PublishRequest, PublishedPort, Request, Response,
 };
 use overlay_control::{Client, Code, ControlError};
 
@@ -43,6 +43,20 @@ impl Daemon {
     /// Publishes a port; it ends with the endpoint.
     pub(super) fn publish(&mut self, request: PublishRequest) -> Result<(), ControlError> {
         self.call(Request::Nat(NatRequest::Publish(request))).map(drop)
+    }
+
+    /// Gives an endpoint names; they end with it.
+    pub(super) fn name(&mut self, endpoint: &str, names: Vec<String>) -> Result<(), ControlError> {
+        let endpoint = endpoint.to_owned();
+        self.call(Request::Dns(DnsRequest::SetNames { endpoint, names })).map(drop)
+    }
+
+    /// The server of names.
+    pub(super) fn dns(&mut self) -> Result<DnsStatus, ControlError> {
+        match self.call(Request::Dns(DnsRequest::Status))? {
+            Response::Dns(status) => Ok(status),
+            other => Err(ControlError::Unexpected(other.name())),
+        }
     }
 
     pub(super) fn published(&mut self) -> Result<Vec<PublishedPort>, ControlError> {

@@ -11,6 +11,7 @@ mod daemon;
 mod environment;
 mod error;
 mod inspect;
+mod names;
 mod ports;
 mod result;
 

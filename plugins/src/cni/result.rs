@@ -17,6 +17,7 @@ pub(super) fn added(
     netns: &str,
     host: &Interface,
     inside: &Interface,
+    dns: Map<String, Value>,
 ) -> Value {
     let mut interfaces = vec![
         json!({ "name": host.name, "mac": host.mac }),
@@ -48,7 +49,7 @@ pub(super) fn added(
         "interfaces": interfaces,
         "ips": ips.collect::<Vec<_>>(),
         "routes": routes.collect::<Vec<_>>(),
-        "dns": config.dns.clone().unwrap_or_default(),
+        "dns": dns,
     })
 }
 
@@ -84,7 +85,8 @@ mod tests {
         let link = |name: &str| -> Interface {
             serde_json::from_value(json!({ "ifname": name, "address": "02:00:00:00:00:01", "mtu": 1420 })).unwrap()
         };
-        added(&config, &lease, "/run/netns/x", &link("ov1"), &link("eth0"))
+        let dns = config.dns.clone().unwrap_or_default();
+        added(&config, &lease, "/run/netns/x", &link("ov1"), &link("eth0"), dns)
     }
 
     #[test]

@@ -189,6 +189,7 @@ impl Gossip {
         peer.state = MemberState::Up;
         peer.since = now;
         peer.down_reason = None;
+        let was_given_up = was == MemberState::Down;
         if was != MemberState::Suspect {
             (peer.outcomes, peer.rounds) = (Outcomes::default(), Outcomes::default());
             peer.offered.clear();
@@ -197,6 +198,9 @@ impl Gossip {
             if self.greetings.take(GREETING_RATE, 1, now) {
                 self.greet(host);
             }
+        }
+        if was_given_up {
+            self.seek_others(now);
         }
     }
 

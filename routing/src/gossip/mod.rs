@@ -24,6 +24,7 @@ mod detect;
 mod introduced;
 mod limiter;
 mod membership;
+mod names;
 mod networks;
 mod pair;
 mod paths;
@@ -34,6 +35,7 @@ mod publish;
 mod reflexive;
 mod renewal;
 mod report;
+mod reunion;
 mod spread;
 mod store;
 #[cfg(test)]
@@ -116,6 +118,8 @@ pub struct Gossip {
     next_push: Option<Instant>,
     next_tick: Instant,
     last_probed: Option<HostId>,
+    /// The member that was tried last because another came back.
+    last_sought: Option<HostId>,
     trust: Trust,
     rib: Arc<Rib>,
     own_networks: BTreeMap<String, NetworkEntry>,
@@ -189,6 +193,7 @@ impl Gossip {
             next_tick: now + TICK,
             // Everybody begins elsewhere: hosts that started together would otherwise probe the same members in step.
             last_probed: Some(host),
+            last_sought: Some(host),
             trust: Trust::default(),
             rib: Arc::default(),
             own_networks: BTreeMap::new(),

@@ -94,6 +94,8 @@ pub(super) struct Contact {
     /// Counts the attempts.
     pub(super) turn: u32,
     pub(super) pending: VecDeque<PendingContact>,
+    /// When it was last tried early because another member came back.
+    pub(super) sought: Option<Instant>,
     /// The newest (boot epoch, counter) taken from it.
     pub(super) newest_seen: Option<(u64, u64)>,
 }
@@ -204,6 +206,7 @@ impl Peer {
                 pause: CONTACT_FIRST,
                 turn: 0,
                 pending: VecDeque::new(),
+                sought: None,
                 newest_seen: None,
             },
             probe: None,

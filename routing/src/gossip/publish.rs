@@ -9,10 +9,12 @@ use overlay_wire::gossip::body::{
     BodyError, FEATURE_NAT, MAX_CERTIFIED_HOST_BODY_BYTES, MAX_ENDPOINTS, MAX_ROUTES_PER_RECORD,
 };
 use overlay_wire::gossip::message::MAX_VERDICTS;
+use overlay_wire::gossip::names::MAX_NAME_SHARDS;
 use overlay_wire::gossip::networks::MAX_NETWORK_SHARDS;
 use overlay_wire::gossip::record::MAX_BODY_BYTES;
 use overlay_wire::gossip::{
-    HostBody, Message, NetworksBody, PlainStatus, Record, RecordKey, RecordKind, RouteAnnouncement, RoutesBody,
+    HostBody, Message, NamesBody, NetworksBody, PlainStatus, Record, RecordKey, RecordKind, RouteAnnouncement,
+    RoutesBody,
 };
 use overlay_wire::membership::certificate::decode_certificate_body;
 use overlay_wire::membership::{PolicyShard, PolicyStatus};
@@ -436,6 +438,10 @@ pub(super) fn is_valid_body(record: &Record) -> bool {
         RecordKind::POLICY => record.is_withdrawal() || PolicyShard::decode(&record.body, record.key.shard).is_ok(),
         RecordKind::POLICY_STATUS => {
             record.key.shard == 0 && (record.is_withdrawal() || PolicyStatus::decode(&record.body).is_ok())
+        }
+        RecordKind::NAMES => {
+            usize::from(record.key.shard) < MAX_NAME_SHARDS
+                && (record.is_withdrawal() || NamesBody::decode(&record.body).is_ok())
         }
         RecordKind::NETWORKS => {
             usize::from(record.key.shard) < MAX_NETWORK_SHARDS

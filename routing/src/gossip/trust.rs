@@ -64,6 +64,12 @@ impl Trust {
         self.retired.contains(&CaId(owner.0)) || self.key_of(owner).is_some()
     }
 
+    /// The owners of what authorities say.
+    fn authorities(&self) -> impl Iterator<Item = HostId> {
+        let trusted = self.trusted.iter().map(|key| ca_id(key).as_owner());
+        trusted.chain(self.retired.iter().map(|id| id.as_owner()))
+    }
+
     fn key_of(&self, owner: HostId) -> Option<IdentityPublic> {
         self.trusted.iter().find(|key| ca_id(key).as_owner() == owner).copied()
     }
@@ -219,7 +225,9 @@ impl Gossip {
     /// Sends a member that came up what authorities say, before anything else.
     pub(super) fn hand_over_authority(&mut self, host: HostId) {
         let of_authority = |record: &&Record| record.key.kind == RecordKind::AUTHORITY;
-        let records: Vec<Record> = self.store.iter().filter(of_authority).cloned().collect();
+        // By owner: looking through the records of all members would cost more than all else when many come back at once.
+        let of_owners = self.trust.authorities().flat_map(|owner| self.store.of_owner(owner));
+        let records: Vec<Record> = of_owners.filter(of_authority).cloned().collect();
         let messages = record_messages(records);
         messages.iter().take(MAX_HANDED_OVER).for_each(|message| self.send(host, message));
     }

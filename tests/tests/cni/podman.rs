@@ -38,7 +38,7 @@ impl Podman {
         let root = podman.path("root/bin");
         std::fs::create_dir_all(&root).unwrap();
         std::fs::copy("/bin/busybox", root.join("busybox")).unwrap();
-        for name in ["sh", "ip", "nc", "sleep", "httpd"] {
+        for name in ["sh", "ip", "nc", "sleep", "httpd", "cat", "nslookup"] {
             std::os::unix::fs::symlink("busybox", root.join(name)).unwrap();
         }
         std::fs::write(podman.path("root/page"), "the page").unwrap();
@@ -136,6 +136,15 @@ fn podman_containers_on_two_hosts_reach_each_other_and_leave_nothing() {
     assert!(!refused.status.success() && errors.contains("7301"), "{errors}");
     one.run("rm --force --time 0 public");
     assert_eq!(fetch("h2", &card, "7301"), "", "the port ended with its container");
+    // Names: the container is told the server, and finds a container of the other host by the name podman gave it.
+    let told = one.run("exec web cat /etc/resolv.conf");
+    assert!(told.contains("nameserver 10.42.1.1") && told.contains("ctr.overlay.internal"), "{told}");
+    wait_for("the name to come to the other host", LIMIT, || {
+        let look = format!("run --rm {CONTAINER} box nslookup web.ctr.overlay.internal");
+        let found = two.output(&look);
+        String::from_utf8_lossy(&found.stdout).contains("10.42.1.80").then_some(())
+    })
+    .unwrap();
     // A daemon that is not there stops a start in time, and not an end.
     overlay.lab.kill_daemon("h1").unwrap();
     let refused = one.output(&format!("run --rm {CONTAINER} box sleep 1"));

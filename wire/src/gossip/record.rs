@@ -33,6 +33,8 @@ impl RecordKind {
     pub const POLICY_STATUS: Self = Self(6);
     /// The networks the host takes part in, and its blocks of them.
     pub const NETWORKS: Self = Self(7);
+    /// Names of containers on the host.
+    pub const NAMES: Self = Self(8);
 }
 
 /// The name of a record; versions of one key replace each other.

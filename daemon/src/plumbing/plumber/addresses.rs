@@ -15,7 +15,7 @@ use crate::plumbing::netlink::Link;
 #[derive(Debug)]
 enum Remedy {
     /// Detach the endpoint.
-    End(Lease),
+    End(Box<Lease>),
     /// Remove the link.
     Unlink(String),
     /// A person has to decide.
@@ -135,13 +135,13 @@ impl Plumber {
             let twice = lease.addresses.iter().find_map(|address| Some((address, holders.get(address)?)));
             if let Some((address, older)) = twice {
                 let what = format!("endpoints {} and {} both have {address}", older.name, lease.name);
-                found.push((what, Remedy::End(lease.clone())));
+                found.push((what, Remedy::End(Box::new(lease.clone()))));
                 continue;
             }
             holders.extend(lease.addresses.iter().map(|address| (*address, lease)));
             if !links.iter().any(|link| link.name == lease.host_ifname) {
                 let what = format!("endpoint {} has a lease and no link ({})", lease.name, lease.host_ifname);
-                found.push((what, Remedy::End(lease.clone())));
+                found.push((what, Remedy::End(Box::new(lease.clone()))));
                 continue;
             }
             if let Some(address) = lease.addresses.iter().find(|address| !self.is_own(**address)) {

@@ -121,7 +121,7 @@ impl Plumber {
     }
 
     fn install_ports(&mut self, look: Look) -> Result<bool, PlumbingError> {
-        let script = table::script(&self.config, self.ports.iter().map(|one| &one.port));
+        let script = table::script(&self.config, &self.name_servers, self.ports.iter().map(|one| &one.port));
         self.nat.ensure(&script, look)
     }
 
@@ -130,6 +130,9 @@ impl Plumber {
         let live = self.journal.iter().filter(|lease| lease.state != LeaseState::Cooling);
         let live: BTreeSet<u64> = live.map(|lease| lease.id).collect();
         let gone = self.ports.keep(|one| one.lease.is_none_or(|lease| live.contains(&lease)));
+        if let Err(error) = self.names.keep(|lease| live.contains(&lease)) {
+            outcome.problems.push(Problem::from(&error));
+        }
         let gone = gone.unwrap_or_else(|error| {
             outcome.problems.push(Problem::from(&error));
             Vec::new()

@@ -28,9 +28,24 @@ pub fn table(config: &PlumbingConfig) -> String {
     format!("{}-nat", config.nft_table)
 }
 
+/// Where the server of names listens on an address of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NameServer {
+    /// The address, whose port 53 leads there.
+    pub address: IpAddr,
+    /// The UDP port.
+    pub udp: u16,
+    /// The TCP port.
+    pub tcp: u16,
+}
+
 /// The whole script that installs the table.
 #[must_use]
-pub fn script<'a>(config: &PlumbingConfig, ports: impl Iterator<Item = &'a PublishedPort> + Clone) -> String {
+pub fn script<'a>(
+    config: &PlumbingConfig,
+    names: &[NameServer],
+    ports: impl Iterator<Item = &'a PublishedPort> + Clone,
+) -> String {
     let name = table(config);
     let mut text = String::with_capacity(2048);
     // Adding first makes the deletion succeed on a host that has no such table.
@@ -41,9 +56,10 @@ pub fn script<'a>(config: &PlumbingConfig, ports: impl Iterator<Item = &'a Publi
         published_set(&mut text, protocol, ports.clone());
     }
     loopback_guard(&mut text, config);
+    name_servers(&mut text, names);
     translations(&mut text, ports);
     sources(&mut text, config);
-    entrances(&mut text);
+    entrances(&mut text, config);
     line(&mut text, 0, format_args!("}}"));
     text
 }
@@ -73,6 +89,19 @@ fn loopback_guard(text: &mut String, config: &PlumbingConfig) {
     ] {
         line(text, 1, format_args!("{content}"));
     }
+}
+
+/// Questions about names to this host's overlay addresses.
+fn name_servers(text: &mut String, servers: &[NameServer]) {
+    line(text, 1, format_args!("chain names {{"));
+    for NameServer { address, udp, tcp } in servers {
+        let family = if address.is_ipv4() { "ip" } else { "ip6" };
+        for (protocol, port) in [("udp", udp), ("tcp", tcp)] {
+            let to = SocketAddr::new(*address, *port);
+            line(text, 2, format_args!("{family} daddr {address} {protocol} dport 53 dnat {family} to {to}"));
+        }
+    }
+    line(text, 1, format_args!("}}"));
 }
 
 /// One line for each port, in a chain that packets from elsewhere and those of this host share.
@@ -125,14 +154,18 @@ fn sources(text: &mut String, config: &PlumbingConfig) {
     line(text, 1, format_args!("}}"));
 }
 
-fn entrances(text: &mut String) {
+fn entrances(text: &mut String, config: &PlumbingConfig) {
     let mut contents = Vec::new();
     // Packets from elsewhere for a loopback address are none; before a translation the kernel has not seen that yet.
     let guard = ["  ip daddr 127.0.0.0/8 return", "  ip6 daddr ::1 return"];
-    for (hook, priority, guard) in [("prerouting", "dstnat - 5", &guard[..]), ("output", "-105", &[])] {
+    let asks = format!("iifgroup {} ", config.group);
+    for (hook, priority, asks, guard) in
+        [("prerouting", "dstnat - 5", asks.as_str(), &guard[..]), ("output", "-105", "", &[])]
+    {
         contents.push(format!("chain {hook} {{"));
         contents.push(format!("  type nat hook {hook} priority {priority}; policy accept;"));
         contents.extend(guard.iter().map(|&rule| rule.to_owned()));
+        contents.push(format!("  {asks}meta l4proto {{ 6, 17 }} th dport 53 jump names"));
         for protocol in ["tcp", "udp"] {
             contents.push(format!("  {protocol} dport @published_{protocol} fib daddr type local jump published"));
         }
@@ -168,9 +201,12 @@ mod tests {
             publication(None, 8080, "[fd42:0:0:1::4]:80", Some("web")).port,
             publication(Some("192.0.2.1"), 53, "10.42.2.4:5353", None).port,
         ];
-        let text = script(&config(Path::new("/nowhere")), ports.iter());
+        let names = [NameServer { address: "10.42.1.1".parse().unwrap(), udp: 4001, tcp: 4002 }];
+        let text = script(&config(Path::new("/nowhere")), &names, ports.iter());
         for wanted in [
             "table inet overlay-nat {",
+            "ip daddr 10.42.1.1 tcp dport 53 dnat ip to 10.42.1.1:4002",
+            "iifgroup 42 meta l4proto { 6, 17 } th dport 53 jump names",
             "set published_tcp { type inet_service; elements = { 53, 8080 } }",
             "set published_udp { type inet_service; }",
             "meta nfproto ipv4 tcp dport 8080 counter dnat ip to 10.42.1.4:80 comment \"cli\"",
@@ -189,7 +225,9 @@ mod tests {
             .map(|number| publication(None, number, &format!("10.42.1.{number}:80"), Some("web")).port)
             .collect();
         for ports in [&many[..], &[]] {
-            let text = script(&config(Path::new("/nowhere")), ports.iter());
+            let names =
+                ["10.42.1.1", "fd42:0:0:1::1"].map(|ip| NameServer { address: ip.parse().unwrap(), udp: 1, tcp: 2 });
+            let text = script(&config(Path::new("/nowhere")), &names, ports.iter());
             match nft::run(&["-c", "-f", "-"], &text) {
                 Ok(output) if output.status.success() => {}
                 Ok(output) => {

@@ -60,6 +60,40 @@ fn members_are_not_contacted_in_step() {
 }
 
 #[test]
+fn halves_that_gave_each_other_up_are_one_soon_after_they_meet() {
+    let mut sim = Sim::new(40, 55);
+    sim.run_until(SECOND * 10, Sim::all_up);
+    let (left, right): (Vec<usize>, Vec<usize>) = (0..40).partition(|at| at % 2 == 0);
+    sim.partition(&left, &right);
+    let is_apart = |sim: &Sim| {
+        let down = |at: usize, of: usize| sim.nodes[at].gossip.member(sim.id(of)).map(|view| view.state);
+        left.iter().all(|a| right.iter().all(|b| down(*a, *b) == Some(MemberState::Down)))
+    };
+    sim.run_until(SECOND * 60, is_apart);
+    // Long enough that all are tried every five seconds only.
+    sim.run_for(SECOND * 20);
+    sim.cut.clear();
+    let took = sim.run_until(SECOND * 30, Sim::all_up);
+    assert!(took < SECOND * 3, "by the turn of each it takes about six seconds, and it took {took:?}");
+}
+
+#[test]
+fn one_that_comes_back_alone_has_few_others_tried() {
+    let mut sim = Sim::new(40, 56);
+    sim.run_until(SECOND * 10, Sim::all_up);
+    (20..40).for_each(|at| sim.nodes[at].alive = false);
+    sim.run_for(SECOND * 40);
+    let sought = |sim: &Sim| sim.nodes[0].gossip.peers.values().filter(|peer| peer.contact.sought.is_some()).count();
+    assert_eq!(sought(&sim), 0, "the control");
+    sim.nodes[30].alive = true;
+    let id = sim.id(30);
+    let is_up = |sim: &Sim| sim.nodes[0].gossip.member(id).is_some_and(|view| view.state == MemberState::Up);
+    sim.run_until(SECOND * 20, is_up);
+    sim.run_for(SECOND * 10);
+    assert!((1..=4).contains(&sought(&sim)), "{}", sought(&sim));
+}
+
+#[test]
 fn death_is_noticed_soon_in_a_cluster_that_started_as_one() {
     let mut sim = Sim::new(40, 53);
     sim.run_until(SECOND * 10, Sim::all_up);
