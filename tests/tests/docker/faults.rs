@@ -16,38 +16,39 @@ fn engine_and_plugin_killed_and_restarted_keep_containers_and_forget_none() {
     let Some(overlay) = overlay() else { return };
     let _logs = overlay.lab.logs_on_failure();
     let mut docker = Docker::started(&overlay.lab, "h1");
-    docker.run(&format!("network create {DRIVER} --subnet 10.42.1.128/26 kept"));
-    docker.start("kept", "--network kept --ip 10.42.1.150", "sleep 600");
-    let is_up = || overlay.reaches("h2c1", "10.42.1.150".parse().unwrap());
-    assert!(is_up());
+    docker.run(&format!("network create {DRIVER} --subnet 10.42.1.192/26 kept"));
+    // An address rests after use, so the two have different ones.
+    let (first, kept) = ("10.42.1.200", "10.42.1.201");
+    docker.start("first", &format!("--network kept --ip {first}"), "sleep 600");
+    let is_up = |address: &str| overlay.reaches("h2c1", address.parse().unwrap());
+    assert!(is_up(first));
     // The plugin alone: the container does not notice, and a new one gets another address.
     docker.kill_plugin();
     docker.start_plugin();
-    assert!(is_up());
+    assert!(is_up(first));
     docker.start("second", "--network kept", "sleep 600");
-    assert!(docker.pings("second", "10.42.1.150"));
-    docker.run("rm -f second");
+    assert!(docker.pings("second", first));
+    docker.run("rm -f first second");
     // dockerd with its containers kept.
     for signal in [libc::SIGTERM, libc::SIGKILL] {
         if signal == libc::SIGTERM {
-            docker.run("rm -f kept");
             docker.end_dockerd(libc::SIGTERM);
             docker.start_dockerd(&["--live-restore"]);
-            docker.start("kept", "--network kept --ip 10.42.1.150 --restart always", "sleep 600");
-            wait_for("the container to answer", LIMIT, || is_up().then_some(())).unwrap();
+            docker.start("kept", &format!("--network kept --ip {kept} --restart always"), "sleep 600");
+            wait_for("the container to answer", LIMIT, || is_up(kept).then_some(())).unwrap();
         }
         docker.end_dockerd(signal);
-        assert!(is_up(), "a live container went with dockerd");
+        assert!(is_up(kept), "a live container went with dockerd");
         docker.start_dockerd(&["--live-restore"]);
-        assert!(is_up());
-        assert_eq!(docker.address("kept", "kept"), "10.42.1.150");
+        assert!(is_up(kept));
+        assert_eq!(docker.address("kept", "kept"), kept);
     }
     // dockerd killed without that: it ends the container and starts it again with the same address.
     docker.end_dockerd(libc::SIGTERM);
     docker.start_dockerd(&["--live-restore=false"]);
     docker.end_dockerd(libc::SIGKILL);
     docker.start_dockerd(&[]);
-    wait_for("the container to be back", Duration::from_secs(40), || is_up().then_some(())).unwrap();
+    wait_for("the container to be back", Duration::from_secs(40), || is_up(kept).then_some(())).unwrap();
     assert_eq!(endpoints(&overlay, "h1").len(), 1, "{:?}", endpoints(&overlay, "h1"));
     docker.run("rm -f kept");
     docker.run("network rm kept");
