@@ -282,6 +282,28 @@ fn other_names_are_passed_on_and_names_of_ours_never_are() {
 }
 
 #[test]
+fn container_of_an_internal_network_gets_names_of_ours_alone() {
+    let Some(overlay) = overlay() else { return };
+    let _logs = overlay.lab.logs_on_failure();
+    let at = format!("@{}", overlay.lab.host("h1").unwrap().overlay_v4());
+    overlay.lab.ctl_ok("h1", &["network", "create", "quiet", "--internal"]).unwrap();
+    let view = overlay.lab.add_namespace("quiet").unwrap();
+    let words = ["endpoint", "add", "quiet", "--netns", view.namespace(), "--network", "quiet"];
+    overlay.lab.ctl_ok("h1", &words).unwrap();
+    let outside = Outside::start(&overlay.lab.switch());
+    for protocol in ["+notcp", "+tcp"] {
+        let refused = dig(&view, &format!("{at} {protocol} secret.example.org"));
+        assert!(refused.contains("status: REFUSED"), "{refused}");
+        let ours = dig(&view, &format!("{at} {protocol} h2.node.overlay.internal"));
+        assert!(ours.contains("status: NOERROR"), "{ours}");
+    }
+    assert_eq!(outside.asked.load(Ordering::Relaxed), 0, "nothing of it leaves the host");
+    assert_eq!(short(&overlay.container("h1c1").view, &format!("{at} example.org")), ["203.0.113.7"], "the control");
+    overlay.lab.ctl_ok("h1", &["endpoint", "rm", "quiet"]).unwrap();
+    overlay.lab.ctl_ok("h1", &["network", "rm", "quiet"]).unwrap();
+}
+
+#[test]
 fn names_outlive_the_daemon_and_end_with_the_container() {
     let Some(overlay) = overlay() else { return };
     let _logs = overlay.lab.logs_on_failure();

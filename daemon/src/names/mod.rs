@@ -3,6 +3,7 @@
 //! It listens on high ports of the host's overlay addresses; the plumbing leads questions of containers and of the host
 //! there. What is ours is answered from [`Zone`], which the director swaps whole; everything else is passed on.
 
+mod enclosed;
 mod forward;
 mod limit;
 mod server;
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::plumbing::ports::table::NameServer;
 
+pub(crate) use enclosed::Enclosed;
 pub(crate) use upstream::Upstreams;
 
 /// What the server did so far.
@@ -30,7 +32,7 @@ pub struct NameCounters {
     pub forwarded: AtomicU64,
     /// Passed on without an answer.
     pub failed: AtomicU64,
-    /// Refused: too many of one client, too many under way, or a circle.
+    /// Refused: too many of one client, too many under way, a circle, or a client of an internal network.
     pub refused: AtomicU64,
     /// No queries.
     pub malformed: AtomicU64,
@@ -44,6 +46,8 @@ pub(crate) struct NameParts {
     pub(crate) upstreams: Arc<Upstreams>,
     /// This host's addresses on the overlay.
     pub(crate) addresses: Vec<IpAddr>,
+    /// For whom nothing is passed on.
+    pub(crate) enclosed: Enclosed,
 }
 
 /// Starts the server in this thread's network namespace; it ends when `stop` is told. Where it listens.

@@ -124,7 +124,8 @@ impl State {
                 // A server that asks us what we would ask it: a circle.
                 let circle = self.parts.upstreams.servers().contains(&client);
                 let room = self.forwarded.get() < MAX_FORWARDED;
-                if !circle && room && self.limiter.borrow_mut().take(client, Instant::now()) {
+                let may_ask = !circle && !self.parts.enclosed.contains(client);
+                if may_ask && room && self.limiter.borrow_mut().take(client, Instant::now()) {
                     return Fate::Forward;
                 }
                 count(&counters.refused);

@@ -4,7 +4,7 @@
 //! the control socket. Notifications are gathered for a moment and reconciles are at least a second apart, so that a
 //! busy host or a contest with another program costs little.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -78,6 +78,7 @@ pub struct PlumbingHandle {
     problems: Arc<Mutex<Vec<Problem>>>,
     openings: watched::Receiver<Published>,
     names: watched::Receiver<ContainerNames>,
+    enclosed: watched::Receiver<BTreeSet<IpAddr>>,
     own_networks: OwnNetworks,
 }
 
@@ -86,6 +87,7 @@ struct Told {
     problems: Arc<Mutex<Vec<Problem>>>,
     openings: watched::Sender<Published>,
     names: watched::Sender<ContainerNames>,
+    enclosed: watched::Sender<BTreeSet<IpAddr>>,
 }
 
 /// Starts the plumbing thread in this thread's network namespace and reconciles once, with this policy between containers
@@ -102,7 +104,8 @@ pub async fn start(
     let problems = Arc::new(Mutex::new(Vec::new()));
     let (tell, openings) = watched::channel(Published::default());
     let (tell_names, names) = watched::channel(ContainerNames::new());
-    let told = Told { problems: Arc::clone(&problems), openings: tell, names: tell_names };
+    let (tell_enclosed, enclosed) = watched::channel(BTreeSet::new());
+    let told = Told { problems: Arc::clone(&problems), openings: tell, names: tell_names, enclosed: tell_enclosed };
     let body = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         match runtime {
@@ -113,7 +116,7 @@ pub async fn start(
     let thread =
         std::thread::Builder::new().name("plumbing".into()).spawn(body).map_err(PlumbingError::NetlinkSocket)?;
     let (first, own_networks) = opened.await.map_err(|_| PlumbingError::Stopped)??;
-    Ok((PlumbingHandle { commands, problems, openings, names, own_networks }, first, thread))
+    Ok((PlumbingHandle { commands, problems, openings, names, enclosed, own_networks }, first, thread))
 }
 
 impl PlumbingHandle {
@@ -259,6 +262,12 @@ impl PlumbingHandle {
     #[must_use]
     pub fn names(&self) -> watched::Receiver<ContainerNames> {
         self.names.clone()
+    }
+
+    /// The addresses of containers that an engine wants without a way to the outside.
+    #[must_use]
+    pub fn enclosed(&self) -> watched::Ref<'_, BTreeSet<IpAddr>> {
+        self.enclosed.borrow()
     }
 
     /// See [`Plumber::set_names`].
@@ -438,7 +447,7 @@ async fn obey(plumber: &mut Plumber, command: Command, told: &Told) {
         Command::TryHostPolicy(policy, reply) => drop(reply.send(plumber.try_host_policy(&policy))),
         Command::Settled(reply) => drop(reply.send(())),
         Command::Reconcile(reply) => drop(reply.send(look(plumber, Scope::Everything, told).await)),
-        Command::Prepare(request, reply) => drop(reply.send(plumber.prepare(&request).await)),
+        Command::Prepare(request, reply) => drop(reply.send(tell(plumber.prepare(&request).await, plumber, told))),
         Command::Commit(lease, reply) => drop(reply.send(plumber.commit(lease))),
         Command::Abort(lease, reply) => drop(reply.send(plumber.abort(lease).await)),
         Command::Remove(name, reply) => drop(reply.send(plumber.remove(&name).await)),
@@ -482,6 +491,12 @@ fn tell_state(plumber: &Plumber, told: &Told) {
     told.openings.send_if_modified(|known| {
         let changed = *known != openings;
         *known = openings;
+        changed
+    });
+    let enclosed = plumber.enclosed();
+    told.enclosed.send_if_modified(|known| {
+        let changed = *known != enclosed;
+        *known = enclosed;
         changed
     });
     let names = plumber.names();

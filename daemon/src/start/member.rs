@@ -39,7 +39,7 @@ use crate::handshake::HandshakeThread;
 use crate::limits::Limits;
 use crate::membership::{IssuerTask, Kept, Work, keep};
 use crate::metrics;
-use crate::names::{self, NameParts};
+use crate::names::{self, Enclosed, NameParts};
 use crate::plumbing::ledger::Ledger;
 use crate::plumbing::{self, Masquerade, PlumbingConfig, PlumbingHandle, UnderlayTracking};
 use crate::rebuild::first_host_policy;
@@ -340,7 +340,7 @@ fn uapi(core: &Core) -> Option<crate::uapi::Server> {
 }
 
 /// The server of names; without it everything else works.
-async fn serve_names(core: &Core, stop: watch::Receiver<bool>) -> Option<JoinHandle<()>> {
+async fn serve_names(core: &Arc<Core>, stop: watch::Receiver<bool>) -> Option<JoinHandle<()>> {
     if !core.config.load().dns.enabled {
         return None;
     }
@@ -349,6 +349,7 @@ async fn serve_names(core: &Core, stop: watch::Receiver<bool>) -> Option<JoinHan
         counters: Arc::clone(&core.name_counters),
         upstreams: Arc::clone(&core.upstreams),
         addresses: core.host_addresses.clone(),
+        enclosed: Enclosed::new(Arc::clone(core)),
     };
     match names::start(parts, stop) {
         Ok((servers, thread)) => {

@@ -1,5 +1,8 @@
 //! Names of this host's containers, and the way of questions about names to the server.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use overlay_wire::gossip::names::{ContainerNames, MAX_NAME_ADDRESSES, is_label};
 
 use super::super::lease::{Lease, LeaseState};
@@ -31,6 +34,12 @@ impl Plumber {
             }
         }
         found
+    }
+
+    /// The addresses of containers that an engine wants without a way to the outside.
+    #[must_use]
+    pub fn enclosed(&self) -> BTreeSet<IpAddr> {
+        self.journal.lives().filter(|lease| lease.internal).flat_map(|lease| lease.addresses.iter().copied()).collect()
     }
 
     /// Leads questions about names to the server, which listens there.
