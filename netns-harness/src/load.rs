@@ -235,7 +235,8 @@ mod tests {
         bytes[1000] ^= 1;
         stream.write_all(&[1]).unwrap();
         stream.write_all(&bytes).unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
+        // The receiver may have noticed and closed already.
+        let _ = stream.shutdown(Shutdown::Write);
         assert!(receiver.join().unwrap().is_err());
     }
 }

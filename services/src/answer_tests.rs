@@ -169,3 +169,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn question_that_points_into_the_header_is_not_passed_on() {
+    let plain = query("example.org", Rtype::A, None);
+    assert!(question(&plain).is_some(), "the control");
+    let mut pointing = plain[..12].to_vec();
+    pointing.extend([0xc0, 0, 0, 1, 0, 1]);
+    assert_eq!(question(&pointing), None, "another id would make it another name");
+    assert_eq!(question(&plain[..20]), None);
+}

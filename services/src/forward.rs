@@ -7,9 +7,18 @@ use domain::base::name::ToLabelIter as _;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Question(Vec<u8>);
 
-/// The id and the question of a query or answer that asks exactly one thing.
+/// The length of a message's header, in bytes (RFC 1035, section 4.1.1).
+const HEADER_BYTES: usize = 12;
+/// The bits that make a length byte a pointer (RFC 1035, section 4.1.4).
+const POINTER: u8 = 0xc0;
+
+/// The id and the question of a query or answer that asks exactly one thing. The name must be spelled out: nothing
+/// stands before it that it could point to but the header, which changes on the way.
 #[must_use]
 pub fn question(bytes: &[u8]) -> Option<(u16, Question)> {
+    if !is_spelled_out(bytes.get(HEADER_BYTES..)?) {
+        return None;
+    }
     let message = Message::from_slice(bytes).ok()?;
     let question = message.sole_question().ok()?;
     let mut text = Vec::with_capacity(64);
@@ -20,6 +29,18 @@ pub fn question(bytes: &[u8]) -> Option<(u16, Question)> {
     text.extend(question.qtype().to_int().to_be_bytes());
     text.extend(question.qclass().to_int().to_be_bytes());
     Some((message.header().id(), Question(text)))
+}
+
+/// Whether a name that begins here has no pointer.
+fn is_spelled_out(mut rest: &[u8]) -> bool {
+    while let Some((length, behind)) = rest.split_first() {
+        match *length {
+            0 => return true,
+            length if length & POINTER != 0 => return false,
+            length => rest = behind.get(usize::from(length)..).unwrap_or_default(),
+        }
+    }
+    false
 }
 
 /// Whether these bytes answer a question that was asked under an id.
