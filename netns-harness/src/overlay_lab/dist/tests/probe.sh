@@ -30,7 +30,11 @@ plugin() {
 }
 fails plugin Plugin.Activate ''
 overlayctl plugin docker install
-plugin Plugin.Activate '' | grep -q IpamDriver
+if ! plugin Plugin.Activate '' >/tmp/answer; then
+    systemctl status overlay-docker overlay-docker.socket --no-pager
+    false
+fi
+grep -q IpamDriver /tmp/answer
 plugin IpamDriver.RequestPool '{"AddressSpace":"overlayd"}' | grep -q '"Pool":"10.42.1.0/24"'
 main=$(systemctl show --property=MainPID --value overlay-docker)
 grep -q '^Seccomp:.2$' "/proc/$main/status"
