@@ -48,7 +48,7 @@ pub(crate) struct Part {
 pub(crate) const PARTS: [Part; 8] = [
     Part {
         name: "sim-spread",
-        is_demanded: false,
+        is_demanded: true,
         cases: &[
             Case { scenario: "convergence", nodes: 1000, loss: 10.0, size: Size::Runs(20) },
             Case { scenario: "convergence", nodes: 1000, loss: 30.0, size: Size::Runs(20) },
