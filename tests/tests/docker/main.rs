@@ -15,6 +15,8 @@ use std::time::Duration;
 
 static LAB: SharedLab<Overlay> = SharedLab::new();
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+/// Plugin, daemon and dockerd are compared every half minute; what only that finds is gone after it.
+const COMPARED: Duration = Duration::from_secs(45);
 
 /// Two hosts with daemons, and Docker installed.
 pub(crate) fn overlay() -> Option<MutexGuard<'static, Overlay>> {
@@ -50,7 +52,7 @@ pub(crate) fn book(overlay: &Overlay, host: &str) -> AddressBook {
 /// Waits until nothing of Docker's is left at a daemon.
 pub(crate) fn nothing_left(overlay: &Overlay, host: &str) {
     let is_clean = || (endpoints(overlay, host).is_empty() && book(overlay, host).held.is_empty()).then_some(());
-    wait_for("everything of Docker's to go", LIMIT, is_clean)
+    wait_for("everything of Docker's to go", COMPARED, is_clean)
         .unwrap_or_else(|error| panic!("{error:#}: {:?} {:?}", endpoints(overlay, host), book(overlay, host).held));
     let links = run_in(&overlay.lab.view(host).unwrap(), &["ip", "-o", "link", "show", "group", "42"]).unwrap();
     assert_eq!(links.lines().count(), 1, "the lab's own container alone: {links}");
