@@ -49,13 +49,18 @@ pub struct Places {
 /// # Errors
 /// When the state cannot be read or the socket cannot be had.
 pub fn serve(places: &Places) -> io::Result<std::convert::Infallible> {
-    let listener = listener(&places.listen)?;
-    let driver = Arc::new(Driver::open(&places.state, &places.control)?);
+    let listener = listener(&places.listen).map_err(|error| at(&places.listen, &error))?;
+    let driver = Driver::open(&places.state, &places.control).map_err(|error| at(&places.state, &error))?;
+    let driver = Arc::new(driver);
     let (keeper, dockerd) = (Arc::clone(&driver), Dockerd::at(&places.docker));
     std::thread::Builder::new().name("settle".into()).spawn(move || keeper.keep_settled(&dockerd))?;
     std::thread::Builder::new().name("firewall".into()).spawn(firewall::keep_admitting)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(server::run(listener, driver))
+}
+
+fn at(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// The socket that systemd gave, else one made here in the place of one that nobody listens on.
@@ -67,7 +72,7 @@ fn listener(path: &Path) -> io::Result<UnixListener> {
         std::fs::create_dir_all(directory)?;
     }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{} has a listener", path.display())));
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody listens there"));
     }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -13,6 +13,7 @@ use super::Gossip;
 use super::crypto::{AckTranscript, IntroduceKeys, Sealed, diffie_hellman, introduce_signed_bytes, seal};
 use super::limiter::SourceKind;
 use super::peer::{MAX_PENDING_CONTACTS, PendingContact};
+use super::reunion;
 use super::view::{GossipEvent, MemberState};
 use crate::identity::IdentityPublic;
 
@@ -23,15 +24,17 @@ impl Gossip {
     /// Sends an INTRODUCE to every address of a member and schedules the next.
     pub(super) fn send_introduce(&mut self, host: HostId, now: Instant) {
         let Some(peer) = self.peers.get_mut(&host) else { return };
+        let hurried = peer.contact.sought.is_some_and(|at| now.saturating_duration_since(at) < reunion::GAP);
         let pause = peer.next_contact_pause(&mut self.rng);
+        let (pause, crowd) = if hurried { (pause.min(reunion::LONGEST_PAUSE), 0) } else { (pause, self.crowd) };
         // With very many members down the pauses grow, so that trying them stays cheap. Where a channel exists a sealed
         // probe is far cheaper than a first contact, and finds a member that was only cut off.
         let turn = peer.contact.turn;
         peer.contact.turn = turn.wrapping_add(1);
         if peer.pair.is_none() || self.crowd < PROBE_CROWD {
-            peer.contact.next = Some(now + pause * (1 + self.crowd / 64));
+            peer.contact.next = Some(now + pause * (1 + crowd / 64));
         } else {
-            peer.contact.next = Some(now + pause * (1 + self.crowd / 512));
+            peer.contact.next = Some(now + pause * (1 + crowd / 512));
             if turn % 4 != 0 {
                 self.start_probe(host, now);
                 return;

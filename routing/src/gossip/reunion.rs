@@ -19,8 +19,10 @@ const TRIED_FOR_ONE: usize = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// They are tried within this time, not in one burst.
 const SPREAD: Duration = Duration::from_millis(100);
-/// A member is made due like this once in such a time.
-const GAP: Duration = Duration::from_secs(15);
+/// A member is made due like this once in such a time, and tried with short pauses for so long.
+pub(super) const GAP: Duration = Duration::from_secs(15);
+/// The longest of these pauses: nine tries, of which a million pairs at 10 % loss hardly lose all.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl Gossip {
     /// Tries a few others that were given up, now that one of them is back.
