@@ -281,6 +281,96 @@ fn other_names_are_passed_on_and_names_of_ours_never_are() {
     assert!(passed < 1500, "{passed} of 2000 were passed on");
 }
 
+/// What the slow server of the outside saw.
+#[derive(Default)]
+struct Seen {
+    asked: usize,
+    /// Questions that came while it had not answered another one.
+    together: usize,
+    spellings: std::collections::BTreeSet<Vec<u8>>,
+}
+
+/// A server that takes its time, while somebody who knows port and id, but not how the name was spelled, answers at once. With
+/// `spelled` he knows that too.
+fn slow(view: &View, spelled: bool, stop: Arc<AtomicBool>) -> JoinHandle<Seen> {
+    let socket = udp_socket(view.namespace(), "192.0.2.254:53".parse().unwrap()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    std::thread::spawn(move || {
+        let (mut seen, mut buffer) = (Seen::default(), [0; 2048]);
+        while !stop.load(Ordering::Relaxed) {
+            let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+            let end = 12 + buffer[12..length].iter().position(|byte| *byte == 0).unwrap() + 5;
+            seen.asked += 1;
+            seen.spellings.insert(buffer[12..end].to_vec());
+            let answer = |question: &[u8], last: u8| {
+                let record = [b"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\xcb\x00\x71", &[last][..]].concat();
+                let mut reply = [&buffer[..12], question, &record].concat();
+                reply[2] |= 0x80;
+                reply[6..12].copy_from_slice(&[0, 1, 0, 0, 0, 0]);
+                reply
+            };
+            let question = buffer[12..end].to_vec();
+            let guessed = if spelled { question.clone() } else { question.to_ascii_lowercase() };
+            for _ in 0..50 {
+                let _ = socket.send_to(&answer(&guessed, 66), from);
+            }
+            let rightly = answer(&question, 7);
+            // Whoever else is asked now is asked beside this question.
+            let began = std::time::Instant::now();
+            while began.elapsed() < Duration::from_millis(200) {
+                seen.together += usize::from(socket.recv_from(&mut [0; 2048]).is_ok());
+            }
+            let _ = socket.send_to(&rightly, from);
+        }
+        seen
+    })
+}
+
+#[test]
+fn of_one_question_one_is_under_way_and_who_cannot_spell_it_forges_nothing() {
+    let Some(overlay) = overlay() else { return };
+    let _logs = overlay.lab.logs_on_failure();
+    let server = SocketAddr::new(overlay.lab.host("h1").unwrap().overlay_v4().into(), 53);
+    let ask = |spelled: bool| {
+        let stop = Arc::new(AtomicBool::new(false));
+        let outside = slow(&overlay.lab.switch(), spelled, Arc::clone(&stop));
+        // Two containers, five spellings, with and without checking disabled: what a client may have under way at once.
+        let mut asked = Vec::new();
+        for container in ["h1c1", "h1c2"] {
+            let socket =
+                udp_socket(overlay.container(container).view.namespace(), "0.0.0.0:0".parse().unwrap()).unwrap();
+            socket.set_read_timeout(Some(LIMIT)).unwrap();
+            for number in 0..10u8 {
+                let mut name = *b"\x15the-one-and-only-name\x07example";
+                name[usize::from(number) / 2 + 1] ^= b' ' * u8::from(name[usize::from(number) / 2 + 1] != b'-');
+                let flags = [1, if number % 2 == 0 { 0 } else { 0x10 }];
+                let head = [&[number, number ^ 0x5a][..], &flags, b"\x00\x01\x00\x00\x00\x00\x00\x00"].concat();
+                let query = [&head[..], &name, b"\x00\x00\x01\x00\x01"].concat();
+                socket.send_to(&query, server).unwrap();
+                asked.push((socket.try_clone().unwrap(), query));
+            }
+        }
+        let mut answers = Vec::new();
+        let mut buffer = [0; 512];
+        let wanted: Vec<Vec<u8>> = asked.iter().map(|(_, query)| query[12..].to_vec()).collect();
+        for (socket, _) in &asked {
+            let length = socket.recv(&mut buffer).unwrap();
+            assert!(wanted.iter().any(|question| buffer[12..length].starts_with(question)), "spelled as it was asked");
+            assert_eq!(buffer[3] & 15, 0, "answered well");
+            answers.push(buffer[length - 1]);
+        }
+        stop.store(true, Ordering::Relaxed);
+        (answers, outside.join().unwrap())
+    };
+    let (answers, seen) = ask(false);
+    assert!(answers.iter().all(|last| *last == 7), "forged answers were taken: {answers:?}");
+    assert_eq!((seen.asked, seen.together), (2, 0), "one question in each kind, one after the other");
+    assert_eq!(seen.spellings.len(), 2, "spelled by chance each time");
+    // The control: the same forger with the spelling wins.
+    let (answers, _) = ask(true);
+    assert!(answers.iter().all(|last| *last == 66), "the forger forges nothing at all: {answers:?}");
+}
+
 #[test]
 fn container_of_an_internal_network_gets_names_of_ours_alone() {
     let Some(overlay) = overlay() else { return };

@@ -2,7 +2,7 @@
 //! server after another, and only an answer of the server that was asked to the question that was asked counts. Of one question
 //! one is under way at a time.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -24,7 +24,9 @@ const EACH: Duration = Duration::from_millis(1200);
 /// How long a client is kept waiting in all, also for its turn.
 const IN_ALL: Duration = Duration::from_secs(5);
 /// For how long a server that changes the case of names is asked without regard to it.
-const FOLDING: Duration = Duration::from_secs(600);
+const FOLDING: Duration = Duration::from_secs(24 * 3600);
+/// After how many questions in a row without any right answer that is certain.
+const CERTAIN: u32 = 3;
 /// Such servers remembered.
 const MAX_FOLDING: usize = 64;
 /// The largest answer in a datagram, in bytes.
@@ -45,8 +47,17 @@ pub(super) enum Way {
     Connection,
 }
 
-/// Servers that do not copy names as they were asked, and since when that is known.
-pub(super) type Folding = RefCell<HashMap<IpAddr, Instant>>;
+/// Servers that answered in another case than they were asked, and nothing else in time.
+pub(super) type Folding = RefCell<HashMap<IpAddr, Folds>>;
+
+/// How sure it is that a server changes the case of names.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Folds {
+    /// Questions in a row.
+    times: u32,
+    /// Since when it counts as certain.
+    since: Option<Instant>,
+}
 
 /// Asks the servers in turn, or waits for who does already; what goes back to the client.
 pub(super) async fn ask(state: &State, query: &[u8], client: IpAddr, way: Way) -> Option<Vec<u8>> {
@@ -73,14 +84,8 @@ pub(super) async fn ask(state: &State, query: &[u8], client: IpAddr, way: Way) -
 
 async fn ask_all(state: &State, asked: &Question, query: &[u8], way: Way) -> Option<Vec<u8>> {
     for server in state.parts.upstreams.servers() {
+        // A server that cannot be reached, or says nothing in time, is passed over.
         if let Some(answer) = ask_one(state, server, asked, query, way).await {
-            return Some(answer);
-        }
-        // It may be one that changes the case; who answered so is asked once more without.
-        let is_news = |since: &Instant| since.elapsed() < EACH * 2;
-        if state.folding.borrow().get(&server).is_some_and(is_news)
-            && let Some(answer) = ask_one(state, server, asked, query, way).await
-        {
             return Some(answer);
         }
     }
@@ -91,24 +96,26 @@ async fn ask_all(state: &State, asked: &Question, query: &[u8], way: Way) -> Opt
 async fn ask_one(state: &State, server: IpAddr, asked: &Question, query: &[u8], way: Way) -> Option<Vec<u8>> {
     let to = SocketAddr::new(server, PORT);
     let id = (OsRng.next_u32() >> 16) as u16;
-    let folds = state.folding.borrow().get(&server).is_some_and(|since| since.elapsed() < FOLDING);
+    let folds = state.folds(server);
     let mut dice = [0; NAME_BITS_BYTES];
     if !folds {
         OsRng.fill_bytes(&mut dice);
     }
     let own = with_case(&with_id(query, id), &dice);
+    let misspelled = Cell::new(false);
     let is_wanted = |bytes: &[u8]| {
+        let is_right = folds || is_spelled_alike(bytes, &own);
         let is_answer = is_answer(bytes, id, asked);
-        if is_answer && !folds && !is_spelled_alike(bytes, &own) {
-            // Whoever forged this has guessed port and id already: without the case he would have won now. So to ask this
-            // server without it for a while gives nothing away.
-            state.note_folding(server);
-            return false;
-        }
-        is_answer
+        misspelled.set(misspelled.get() || (is_answer && !is_right));
+        is_answer && is_right
     };
-    // A server that cannot be reached, or says nothing in time, is passed over.
-    let answer = timeout(EACH, by_datagram(to, &own, is_wanted)).await.ok()?.ok()?;
+    let answer = timeout(EACH, by_datagram(to, &own, is_wanted)).await.ok().and_then(Result::ok);
+    match &answer {
+        Some(_) => state.note_spelled(server),
+        None if misspelled.get() => state.note_misspelled(server),
+        None => {}
+    }
+    let answer = answer?;
     let is_truncated = answer.get(2).is_some_and(|flags| flags & TRUNCATED != 0);
     if is_truncated && way == Way::Connection {
         let whole = timeout(EACH, by_connection(to, &own)).await.ok()?.ok()?;
@@ -118,13 +125,29 @@ async fn ask_one(state: &State, server: IpAddr, asked: &Question, query: &[u8], 
 }
 
 impl State {
-    fn note_folding(&self, server: IpAddr) {
+    fn folds(&self, server: IpAddr) -> bool {
+        let since = self.folding.borrow().get(&server).and_then(|folds| folds.since);
+        since.is_some_and(|since| since.elapsed() < FOLDING)
+    }
+
+    /// One right answer among forged ones is enough to know that it does not.
+    fn note_spelled(&self, server: IpAddr) {
+        if !self.folds(server) {
+            self.folding.borrow_mut().remove(&server);
+        }
+    }
+
+    fn note_misspelled(&self, server: IpAddr) {
         let mut folding = self.folding.borrow_mut();
         // Servers come and go with the host's configuration.
         if folding.len() >= MAX_FOLDING {
             folding.clear();
         }
-        folding.insert(server, Instant::now());
+        let folds = folding.entry(server).or_default();
+        folds.times += 1;
+        if folds.times >= CERTAIN {
+            *folds = Folds { times: 0, since: Some(Instant::now()) };
+        }
     }
 }
 

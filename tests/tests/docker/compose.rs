@@ -71,7 +71,7 @@ fn services_of_one_compose_file_on_two_hosts_find_each_other_by_name() {
     // What is of nobody's network does not reach them.
     assert!(!overlay.reaches("h2c1", address.parse().unwrap()));
     for (docker, host) in hosts.iter().zip(["h1", "h2"]) {
-        docker.compose(&["down"]);
+        docker.compose(&["down", "-t", "0"]);
         nothing_left(&overlay, host);
         let said = docker.ctl(&["plugin", "docker", "remove", "--no-units"]);
         assert!(said.contains("-   \"dns\": ["), "{said}");

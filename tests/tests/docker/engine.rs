@@ -182,6 +182,11 @@ impl<'a> Docker<'a> {
         self.output(&format!("exec {container} ping -c 2 -W 2 {to}")).status.success()
     }
 
+    /// Whether an echo request from inside a container is not answered; what is answered has been shown beside it.
+    pub(crate) fn misses(&self, container: &str, to: &str) -> bool {
+        !self.output(&format!("exec {container} ping -c 1 -W 1 {to}")).status.success()
+    }
+
     /// The page that a web server in a container serves.
     pub(crate) fn fetch(&self, container: &str, from: &str) -> String {
         let script = format!("printf 'GET /page HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {from} 80");
