@@ -5,6 +5,7 @@
 mod calls;
 mod engine;
 mod faults;
+mod modes;
 
 use engine::{DRIVER, Docker};
 use overlay_control::api::{AddressBook, EndpointInfo, Request, Response};
