@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,7 @@ use crate::limits::Limits;
 use crate::membership::{IssuerTask, Kept, Work, keep};
 use crate::metrics;
 use crate::names::{self, Enclosed, NameParts};
+use crate::plumbing::lease::Journal;
 use crate::plumbing::ledger::Ledger;
 use crate::plumbing::{self, Masquerade, PlumbingConfig, PlumbingHandle, UnderlayTracking};
 use crate::rebuild::first_host_policy;
@@ -158,8 +160,11 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     let policy =
         PolicyState::restored(kept.as_ref().map(|kept| kept.cluster_policy.clone()).unwrap_or_default(), start);
     let ledger = Ledger::open(&config.paths.state_dir).map_err(|error| plumbing_error(&error))?;
+    let journal = Journal::open(&config.paths.state_dir).map_err(|error| plumbing_error(&error))?;
+    let labels = journal.identities();
+    drop(journal);
     let first_policy =
-        first_host_policy(&config, policy.rules.as_deref().unwrap_or(&config.policy), &ledger.networks());
+        first_host_policy(&config, policy.rules.as_deref().unwrap_or(&config.policy), &ledger.networks(), labels);
     let (plumbing, first, plumbing_thread) =
         plumbing::start(plumbing_config(&config, mtu), first_policy).await.map_err(|error| plumbing_error(&error))?;
     for problem in &first.problems {
@@ -185,6 +190,7 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
         counters: PathCounters::default(),
         start,
         probe_id: (OsRng.next_u32() >> 16) as u16,
+        waits_for_labels: AtomicBool::new(false),
         pings: crate::ping::Pings::default(),
         captures: Arc::new(Captures::new(Duration::from_secs(config.limits.capture_back_seconds.into()))),
         handshakes,
@@ -481,6 +487,7 @@ fn director(
     if let Err(error) = gossip.publish_networks(&core.plumbing.own_networks(), now) {
         tracing::error!(cause = %error, "the networks of this host cannot be announced");
     }
+    gossip.publish_identities(&core.plumbing.identities().borrow(), now);
     Ok(Director {
         core: Arc::clone(core),
         gossip,
@@ -492,6 +499,7 @@ fn director(
         endpoints,
         learned: None,
         host_policy: None,
+        host_policy_taken: true,
         loop_told: None,
         listeners: Listeners::default(),
         traces: crate::director::TraceDesk::default(),
