@@ -23,6 +23,7 @@ use overlay_routing::gossip::{Authority, ForeignPrefixes, Gossip, GossipEvent, O
 use overlay_routing::identity::IdentityPublic;
 use overlay_wire::gossip::RouteAnnouncement;
 use overlay_wire::gossip::body::{FEATURE_CLOCK, FEATURE_PATHS, FEATURE_TRACE};
+use overlay_wire::gossip::identities::Identities;
 use overlay_wire::{HostId, Prefix};
 use tokio::sync::mpsc;
 
@@ -106,6 +107,8 @@ pub struct Director {
     pub learned: Option<LearnedRoutes>,
     /// The policy between containers and this host that the plumbing was last given.
     pub host_policy: Option<Arc<HostPolicy>>,
+    /// Labels of this host's containers as last published.
+    pub labels_published: Identities,
     /// Whether the plumbing was given what the last rebuilding found.
     pub host_policy_taken: bool,
     /// When a loop was last reported.
@@ -194,9 +197,7 @@ impl Director {
                     self.publish_names();
                     self.drain(false);
                 }
-                Ok(()) = identities.changed() => {
-                    self.publish_identities();
-                }
+                Ok(()) = identities.changed() => self.settle_labels(),
                 _ = keep.tick(), if self.is_unkept => self.keep(),
                 _ = paths.tick() => {
                     let now = path_mtus(&self.core);

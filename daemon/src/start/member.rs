@@ -161,8 +161,13 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
         PolicyState::restored(kept.as_ref().map(|kept| kept.cluster_policy.clone()).unwrap_or_default(), start);
     let ledger = Ledger::open(&config.paths.state_dir).map_err(|error| plumbing_error(&error))?;
     let journal = Journal::open(&config.paths.state_dir).map_err(|error| plumbing_error(&error))?;
-    let labels = journal.identities();
+    let mut labels = journal.identities();
     drop(journal);
+    if let Some(own) = kept.as_ref().and_then(Kept::certificate) {
+        labels.extend(
+            host_addresses(&config.node.prefixes).into_iter().map(|address| (address, own.certificate.labels.clone())),
+        );
+    }
     let first_policy =
         first_host_policy(&config, policy.rules.as_deref().unwrap_or(&config.policy), &ledger.networks(), labels);
     let (plumbing, first, plumbing_thread) =
@@ -487,7 +492,8 @@ fn director(
     if let Err(error) = gossip.publish_networks(&core.plumbing.own_networks(), now) {
         tracing::error!(cause = %error, "the networks of this host cannot be announced");
     }
-    gossip.publish_identities(&core.plumbing.identities().borrow(), now);
+    let labels_published = core.plumbing.identities().borrow().clone();
+    gossip.publish_identities(&labels_published, now);
     Ok(Director {
         core: Arc::clone(core),
         gossip,
@@ -499,6 +505,7 @@ fn director(
         endpoints,
         learned: None,
         host_policy: None,
+        labels_published,
         host_policy_taken: true,
         loop_told: None,
         listeners: Listeners::default(),

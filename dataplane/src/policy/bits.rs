@@ -1,14 +1,14 @@
 //! Sparse sets of rule numbers: a two-level bitmap that stores only words with a bit set.
 
 /// A set of rule numbers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct RuleBits {
     /// One entry per 64 words: which of them are stored, and where the first stored one lies in `words`.
     summary: Vec<Summary>,
     words: Vec<u64>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Summary {
     present: u64,
     first: u32,

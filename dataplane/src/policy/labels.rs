@@ -3,7 +3,7 @@
 //! An address whose labels are not known meets every rule about labels *perhaps*. The index is empty, and costs nothing,
 //! where no rule speaks of labels.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use overlay_routing::fib::Fib;
@@ -32,7 +32,7 @@ pub(super) struct LabelIndex {
 }
 
 /// Addresses that meet the same rules by their labels.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct LabelClass {
     /// Rules met as the source.
     pub(super) from: RuleBits,
@@ -45,39 +45,52 @@ pub(super) struct LabelClass {
 /// The class of an address without labels.
 pub(super) static WITHOUT: LabelClass = LabelClass { from: RuleBits::EMPTY, to: RuleBits::EMPTY, is_known: true };
 
-type Wanted<'a> = (&'a str, &'a str, u32);
+/// The rules that name a label at one end, ascending.
+#[derive(Default)]
+struct Named<'a>(HashMap<(&'a str, &'a str), Vec<u32>>);
+
+impl Named<'_> {
+    /// The rules that name any of these labels.
+    fn met(&self, labels: &Labels) -> RuleBits {
+        let named = labels.iter().filter_map(|(key, value)| self.0.get(&(key.as_str(), value.as_str())));
+        Self::bits(named.flatten().copied().collect())
+    }
+
+    fn every(&self) -> RuleBits {
+        Self::bits(self.0.values().flatten().copied().collect())
+    }
+
+    fn bits(mut rules: Vec<u32>) -> RuleBits {
+        rules.sort_unstable();
+        RuleBits::from_sorted(&rules)
+    }
+}
 
 impl LabelIndex {
     /// Indexes the rules that speak of labels; without one, nothing.
     pub(super) fn new(rules: &[Rule], identities: Option<&Identities>) -> Self {
-        let (mut from, mut to): (Vec<Wanted<'_>>, Vec<Wanted<'_>>) = (Vec::new(), Vec::new());
+        let (mut from, mut to) = (Named::default(), Named::default());
         for (number, rule) in (0u32..).zip(rules) {
             for (selector, list) in [(&rule.from, &mut from), (&rule.to, &mut to)] {
                 if let Selector::Label { key, value } = selector {
-                    list.push((key, value, number));
+                    list.0.entry((key, value)).or_default().push(number);
                 }
             }
         }
-        let Some(identities) = identities.filter(|_| !from.is_empty() || !to.is_empty()) else {
+        let Some(identities) = identities.filter(|_| !from.0.is_empty() || !to.0.is_empty()) else {
             return Self::default();
         };
-        let met = |list: &[Wanted<'_>], labels: &Labels| {
-            let met = list.iter().filter(|(key, value, _)| labels.get(*key).is_some_and(|own| own == value));
-            RuleBits::from_sorted(&met.map(|(.., number)| *number).collect::<Vec<_>>())
-        };
-        let every =
-            |list: &[Wanted<'_>]| RuleBits::from_sorted(&list.iter().map(|(.., number)| *number).collect::<Vec<_>>());
-        let mut classes = vec![LabelClass { from: every(&from), to: every(&to), is_known: false }];
+        let mut classes = vec![LabelClass { from: from.every(), to: to.every(), is_known: false }];
+        let mut numbers: HashMap<LabelClass, u32> = HashMap::new();
         let mut places: Vec<(Prefix, u32)> = identities.uncertain().iter().map(|prefix| (*prefix, 0)).collect();
         let mut by_labels: BTreeMap<&Labels, u32> = BTreeMap::new();
         for (address, labels) in identities.known() {
             let class = *by_labels.entry(labels).or_insert_with(|| {
-                let class = LabelClass { from: met(&from, labels), to: met(&to, labels), is_known: true };
-                let at = classes.iter().position(|known| *known == class).unwrap_or_else(|| {
-                    classes.push(class);
-                    classes.len() - 1
-                });
-                u32::try_from(at).expect("there are fewer classes than addresses of one overlay")
+                let class = LabelClass { from: from.met(labels), to: to.met(labels), is_known: true };
+                *numbers.entry(class).or_insert_with_key(|class| {
+                    classes.push(class.clone());
+                    u32::try_from(classes.len() - 1).expect("there are fewer classes than addresses of one overlay")
+                })
             });
             places.push((Prefix::host(address), class));
         }

@@ -113,13 +113,16 @@ impl Gossip {
         record.signature = self.identity.sign(&record.signed_bytes(&self.cluster));
         self.store.merge(record);
         self.published_here.insert(key);
-        self.own_version = version;
-        for peer in self.peers.values_mut() {
-            peer.verdicts.next_request = None;
-            peer.verdicts.pause = VERDICT_PAUSE.0;
+        // Of labels nobody has a verdict, and they change with every container.
+        if key.kind != RecordKind::IDENTITIES {
+            self.own_version = version;
+            for peer in self.peers.values_mut() {
+                peer.verdicts.next_request = None;
+                peer.verdicts.pause = VERDICT_PAUSE.0;
+            }
+            self.next_verdicts = now;
+            self.next_tick = self.next_tick.min(now + Duration::from_millis(100));
         }
-        self.next_verdicts = now;
-        self.next_tick = self.next_tick.min(now + Duration::from_millis(100));
         self.queue_push(key, now);
         self.routes_stale = true;
         self.emit(GossipEvent::RecordChanged { key });
