@@ -9,6 +9,7 @@ mod machine;
 mod manage;
 mod membership;
 mod packages;
+mod programs;
 mod saving;
 mod signals;
 mod sim;
