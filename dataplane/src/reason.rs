@@ -67,6 +67,8 @@ reasons! {
     PolicyDefault => "policy_default",
     /// The flow was allowed once and no longer is.
     PolicyRevoked => "policy_revoked",
+    /// A rule needs labels of an address that its host has not told in time.
+    IdentityUnknown => "identity_unknown",
     /// A combination of TCP flags that no stack sends.
     TcpFlags => "tcp_flags",
     /// A TCP segment other than SYN that belongs to no flow.

@@ -346,6 +346,7 @@ impl Worker {
                     }
                     self.reply = reply;
                 }
+                Verdict::Wait(address) => self.keep_inbound(snapshot, address, entry, &mut arena, now),
                 Verdict::Forward(_) | Verdict::ForwardFragmented(..) | Verdict::Held | Verdict::Drop(_) => {}
             }
             if headers.fragment.is_some() {
@@ -400,7 +401,7 @@ impl Worker {
     }
 
     /// Cuts a super-packet that the kernel joined for a device that takes none.
-    fn write_cut(&mut self, header: &VnetHeader, packet: &[u8]) {
+    pub(super) fn write_cut(&mut self, header: &VnetHeader, packet: &[u8]) {
         let segments = Headers::parse(packet).ok().and_then(|headers| Segments::new(packet, &headers, header).ok());
         let Some(segments) = segments else {
             self.shared.counters.add(PathDrop::Offload, 1);

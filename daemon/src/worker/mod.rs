@@ -9,12 +9,14 @@
 mod inbound;
 mod outbound;
 mod transmit;
+mod waiting;
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
+use overlay_dataplane::waiting::Waiting;
 use overlay_dataplane::{Engine, Reply};
 
 use crate::device::{DeviceConfig, Queue, clear_persistence};
@@ -25,6 +27,7 @@ use inbound::Inbound;
 pub(crate) use transmit::needs_fragments;
 use transmit::{Held, Transmitter};
 pub use transmit::{Outgoing, SendSockets};
+use waiting::Kept;
 
 /// Super-packets read in one turn.
 const READS: usize = 16;
@@ -36,6 +39,8 @@ const IDLE_TURNS: u32 = 2;
 const SLEEP: Duration = Duration::from_secs(5);
 /// How often the flow table's timers run under load.
 const EXPIRE_EVERY: Duration = Duration::from_millis(100);
+/// Longest sleep while packets wait for labels.
+const WAITING_LOOK: Duration = Duration::from_millis(100);
 /// How often a lost device is tried again.
 const REOPEN_EVERY: Duration = Duration::from_millis(100);
 
@@ -66,6 +71,9 @@ pub struct Worker {
     expired_at: Instant,
     listen_port: u16,
     turns: TurnCounters,
+    waiting: Waiting<Kept>,
+    /// The tables that packets which wait were last decided with.
+    waiting_revision: u64,
 }
 
 /// What [`Worker::new`] needs.
@@ -111,6 +119,8 @@ impl Worker {
             expired_at: now,
             listen_port: parts.listen_port,
             turns: TurnCounters::default(),
+            waiting: Waiting::default(),
+            waiting_revision: 0,
         }
     }
 
@@ -124,6 +134,10 @@ impl Worker {
             let received = self.receive(&snapshot, now);
             let read = if self.blocked { 0 } else { self.read_device(&snapshot, now) };
             let work = received + read;
+            if !self.waiting.is_empty() {
+                self.look_at_waiting(&snapshot, now);
+            }
+            self.tell_introductions();
             self.turns.turns += 1;
             self.turns.received += received as u64;
             self.turns.read += read as u64;
@@ -163,7 +177,11 @@ impl Worker {
             *slot = libc::pollfd { fd, events, revents: 0 };
             count += 1;
         }
-        let longest = if self.queue.is_none() { REOPEN_EVERY } else { SLEEP };
+        let longest = match (&self.queue, self.waiting.is_empty()) {
+            (None, _) => REOPEN_EVERY,
+            (Some(_), false) => WAITING_LOOK,
+            (Some(_), true) => SLEEP,
+        };
         // SAFETY: `polled` holds `count` entries and lives through the call.
         unsafe { libc::poll(polled.as_mut_ptr(), count, longest.as_millis() as libc::c_int) };
         if polled[0].revents != 0 {
@@ -180,6 +198,8 @@ impl Worker {
                 self.inject(&snapshot, &mut packet, Instant::now());
                 self.blocked = self.transmitter.flush();
             }
+            // The next turn looks.
+            WorkerCommand::LookAgain => {}
             WorkerCommand::Counters(answer) => {
                 let _ = answer.send(WorkerReport { engine: self.engine.counters().clone(), turns: self.turns });
             }
