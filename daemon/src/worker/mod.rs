@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod inbound;
+mod late;
 mod outbound;
 mod transmit;
 
@@ -22,6 +23,7 @@ use crate::shared::{SharedRef, TurnCounters, WorkerCommand, WorkerEvent, WorkerR
 use crate::snapshot::Snapshot;
 use crate::underlay::{Family, RawProtocol};
 use inbound::Inbound;
+use late::Lates;
 pub(crate) use transmit::needs_fragments;
 use transmit::{Held, Transmitter};
 pub use transmit::{Outgoing, SendSockets};
@@ -59,6 +61,7 @@ pub struct Worker {
     wake: OwnedFd,
     transmitter: Transmitter,
     inbound: Inbound,
+    lates: Lates,
     read_buffer: Box<[u8]>,
     fragment_buffer: Box<[u8]>,
     reply: Reply,
@@ -97,6 +100,7 @@ impl Worker {
         Self {
             transmitter: Transmitter::new(shared.clone(), &parts.send),
             inbound: Inbound::new(shared.clone(), parts.receive, usize::from(parts.device.mtu.get())),
+            lates: Lates::default(),
             shared,
             device: parts.device,
             queue: Some(parts.queue),
@@ -123,7 +127,8 @@ impl Worker {
             let snapshot = shared.snapshot.load();
             let received = self.receive(&snapshot, now);
             let read = if self.blocked { 0 } else { self.read_device(&snapshot, now) };
-            let work = received + read;
+            let late = if self.blocked { 0 } else { self.send_late(&snapshot, now) };
+            let work = received + read + late;
             self.turns.turns += 1;
             self.turns.received += received as u64;
             self.turns.read += read as u64;
@@ -164,8 +169,13 @@ impl Worker {
             count += 1;
         }
         let longest = if self.queue.is_none() { REOPEN_EVERY } else { SLEEP };
-        // SAFETY: `polled` holds `count` entries and lives through the call.
-        unsafe { libc::poll(polled.as_mut_ptr(), count, longest.as_millis() as libc::c_int) };
+        // What waits for its turn waits on while nothing can be sent.
+        let next = self.lates.next().filter(|_| !self.blocked);
+        let longest = next.map_or(longest, |next| next.saturating_duration_since(Instant::now()).min(longest));
+        let longest =
+            libc::timespec { tv_sec: longest.as_secs() as libc::time_t, tv_nsec: longest.subsec_nanos().into() };
+        // SAFETY: `polled` holds `count` entries, it and the time live through the call, and no mask is given.
+        unsafe { libc::ppoll(polled.as_mut_ptr(), count, &longest, std::ptr::null()) };
         if polled[0].revents != 0 {
             drain(self.wake.as_raw_fd());
         }

@@ -31,7 +31,7 @@ pub(super) fn tcp(from: &Container, to: &Container, spans: Spans) -> Result<f64>
     let stream = netns::within(from.view.namespace(), || load::connect(address, Duration::from_secs(10)))?;
     let (over, received) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let receiver = scope.spawn(|| take(&listener, &received));
+        let receiver = scope.spawn(|| take(&listener, &received, &over));
         let over = &over;
         let sender = scope.spawn(move || {
             let (mut stream, chunk) = (stream, vec![0x5a; 128 * 1024]);
@@ -40,6 +40,7 @@ pub(super) fn tcp(from: &Container, to: &Container, spans: Spans) -> Result<f64>
                 match stream.write(&chunk) {
                     Ok(_) => {}
                     Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Err(_) if over.load(Ordering::Relaxed) => break,
                     Err(error) => return Err(error),
                 }
             }
@@ -54,15 +55,22 @@ pub(super) fn tcp(from: &Container, to: &Container, spans: Spans) -> Result<f64>
     })
 }
 
-fn take(listener: &TcpListener, received: &AtomicU64) -> std::io::Result<()> {
+fn take(listener: &TcpListener, received: &AtomicU64, over: &AtomicBool) -> std::io::Result<()> {
     let (mut stream, _) = listener.accept()?;
+    // What ends the connection may be lost like anything else.
+    stream.set_read_timeout(Some(Duration::from_millis(100)))?;
     let mut buffer = vec![0; 256 * 1024];
-    loop {
-        match stream.read(&mut buffer)? {
-            0 => return Ok(()),
-            length => received.fetch_add(length as u64, Ordering::Relaxed),
-        };
+    while !over.load(Ordering::Relaxed) {
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(length) => {
+                received.fetch_add(length as u64, Ordering::Relaxed);
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
     }
+    Ok(())
 }
 
 /// Ends a connection at once.
