@@ -204,7 +204,7 @@ fn malformed(overlay: &Overlay) -> Result<u64> {
         stream.read_to_string(&mut page)?;
         Ok(page)
     })?;
-    let line = page.lines().find(|line| line.starts_with("overlay_dns_queries_total") && line.contains("malformed"));
+    let line = page.lines().find(|line| line.starts_with("overlay_dns_queries") && line.contains("malformed"));
     let value = line.and_then(|line| line.rsplit_once(' ')).context("no figure of malformed questions")?.1;
     Ok(value.parse::<f64>()? as u64)
 }

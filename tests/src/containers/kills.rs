@@ -16,15 +16,15 @@ use super::{Bound, Figure, LIMIT, Run, wide};
 use crate::{Overlay, Snapshot};
 
 /// Containers that come and go.
-const PODS: usize = 6;
+const PODS: usize = 8;
 /// Calls at once, at most.
-const CALLS: u32 = 3;
+const CALLS: u32 = 4;
 /// How long what is gone may still be seen.
 const SETTLED: Duration = Duration::from_secs(5);
 /// The latest instant of a kill during the daemon's start.
 const EARLY: Duration = Duration::from_millis(120);
 /// Rounds from one look at the kernel to the next.
-const LOOK_EVERY: u64 = 10;
+const LOOK_EVERY: u64 = 12;
 
 /// What is to be attached, by name: addresses.
 type Attached = BTreeMap<String, BTreeSet<IpAddr>>;
@@ -52,7 +52,7 @@ struct Scene {
 pub(super) fn run(run: &Run) -> Result<Vec<Figure>> {
     let overlay = wide("ctkills", run)?;
     println!("kills: seed {}", run.seed);
-    let before = Snapshot::take(overlay.lab.view("h1").as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?)?;
+    let before = still(&Snapshot::take(&overlay.lab.view("h1")?)?);
     let pods = (0..PODS).map(|number| {
         let pod = Pod::new(&overlay.lab, "h1", &format!("k{number}"))?;
         Ok(pod.with_port(7400 + number as u16))
@@ -130,21 +130,39 @@ impl Scene {
             .map(|at| (at, if self.attached.contains_key(&self.pods[at].name) { "DEL" } else { "ADD" }))
             .collect();
         let daemon_dies = self.below(10) < 4;
-        let victim = self.below(count) as usize;
-        let latest = self.usual.get(verbs[victim].1).copied().unwrap_or(LIMIT).mul_f64(1.1);
-        let instant = self.instant(latest);
+        // When each plugin is killed, and the daemon beside one of them.
+        let mut kills: Vec<(Duration, Option<usize>)> = Vec::new();
+        for (call, (_, verb)) in verbs.iter().enumerate() {
+            let latest = self.usual.get(verb).copied().unwrap_or(LIMIT).mul_f64(1.1);
+            if self.below(10) < 6 {
+                kills.push((self.instant(latest), Some(call)));
+            }
+            if daemon_dies && call == 0 {
+                kills.push((self.instant(latest), None));
+            }
+        }
+        kills.sort_unstable();
         let began = Instant::now();
         let mut calls: Vec<(usize, &'static str, Child)> = Vec::new();
         for (at, verb) in verbs {
             calls.push((at, verb, self.pods[at].start(&self.overlay.lab, verb)?));
         }
-        let rest = instant.saturating_sub(began.elapsed());
-        pass(rest);
-        let lives = calls[victim].2.try_wait()?.is_none();
-        if daemon_dies {
-            self.overlay.lab.kill_daemon("h1")?;
-        } else if lives {
-            calls[victim].2.kill()?;
+        for (instant, call) in kills {
+            pass(instant.saturating_sub(began.elapsed()));
+            if let Some(call) = call {
+                let child = &mut calls[call].2;
+                if child.try_wait()?.is_none() {
+                    child.kill()?;
+                    self.tally.of_plugin += 1;
+                }
+            } else {
+                let mut running = 0;
+                for (_, _, child) in &mut calls {
+                    running += u64::from(child.try_wait()?.is_none());
+                }
+                self.overlay.lab.kill_daemon("h1")?;
+                self.tally.of_daemon += running.min(1);
+            }
         }
         let mut failed = Vec::new();
         for (at, verb, child) in calls {
@@ -160,7 +178,6 @@ impl Scene {
             }
         }
         if daemon_dies {
-            self.tally.of_daemon += u64::from(lives);
             if self.below(2) == 0 {
                 // Engines do not wait for the daemon with their cleaning up.
                 self.clean_up(&failed)?;
@@ -172,8 +189,6 @@ impl Scene {
                 self.overlay.lab.kill_daemon("h1")?;
             }
             self.overlay.lab.start_daemon("h1")?;
-        } else {
-            self.tally.of_plugin += u64::from(lives);
         }
         self.clean_up(&failed)?;
         self.compare(round)
@@ -280,7 +295,7 @@ impl Scene {
         let view = self.overlay.lab.view("h1")?;
         let mut difference = String::new();
         let same = wait_for("the host to be as before", SETTLED, || {
-            difference = before.difference(&Snapshot::take(&view).ok()?);
+            difference = before.difference(&still(&Snapshot::take(&view).ok()?));
             difference.is_empty().then_some(())
         });
         if same.is_err() {
@@ -288,6 +303,13 @@ impl Scene {
         }
         Ok(())
     }
+}
+
+/// What a start of the daemon leaves as it was: not the ports on which it serves names, nor how the device's state is told.
+fn still(snapshot: &Snapshot) -> Snapshot {
+    let lines = snapshot.0.lines().filter(|line| !line.contains("dport 53 dnat"));
+    let lines = lines.map(|line| line.replace("state UNKNOWN", "state UP"));
+    Snapshot(lines.collect::<Vec<_>>().join("\n"))
 }
 
 /// Lets time pass: the instant of a kill is what varies.
