@@ -20,6 +20,7 @@ pub mod mss;
 pub mod offload;
 pub mod packet;
 pub mod policy;
+pub mod rewrite;
 pub mod prefix;
 pub mod ttl;
 
