@@ -20,8 +20,8 @@ pub mod mss;
 pub mod offload;
 pub mod packet;
 pub mod policy;
-pub mod rewrite;
 pub mod prefix;
+pub mod rewrite;
 pub mod ttl;
 
 pub use encapsulation::{Encapsulation, Mtu};

@@ -64,7 +64,10 @@ pub(crate) fn round(weights: impl Iterator<Item = u16>) -> Vec<u16> {
     weights.iter_mut().for_each(|weight| *weight /= divisor);
     let sum: u64 = weights.iter().sum();
     if sum > MAX_ROUND {
-        weights.iter_mut().filter(|weight| **weight > 0).for_each(|weight| *weight = (*weight * MAX_ROUND / sum).max(1));
+        weights
+            .iter_mut()
+            .filter(|weight| **weight > 0)
+            .for_each(|weight| *weight = (*weight * MAX_ROUND / sum).max(1));
     }
     let sum: i64 = weights.iter().sum::<u64>() as i64;
     let mut credit = vec![0i64; weights.len()];

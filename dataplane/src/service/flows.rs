@@ -232,7 +232,14 @@ impl Shard {
     }
 
     /// Remembers the backend of a client.
-    pub(crate) fn remember(&mut self, client: IpAddr, vip: SocketAddr, backend: SocketAddr, until_ms: u64, now_ms: u64) {
+    pub(crate) fn remember(
+        &mut self,
+        client: IpAddr,
+        vip: SocketAddr,
+        backend: SocketAddr,
+        until_ms: u64,
+        now_ms: u64,
+    ) {
         if self.affinities.len() >= MAX_AFFINITIES {
             self.affinities.retain(|_, (_, until)| *until > now_ms);
             if self.affinities.len() >= MAX_AFFINITIES {

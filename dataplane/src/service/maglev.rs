@@ -5,7 +5,7 @@ use siphasher::sip::SipHasher13;
 use std::hash::Hasher as _;
 
 /// Places in a table: a prime well over 100 times the number of backends that are usual.
-pub const SIZE: usize = 65_537;
+const SIZE: usize = 65_537;
 /// The same on every host: the tables are no secret.
 const SEED: [u8; 16] = *b"overlay maglev 1";
 

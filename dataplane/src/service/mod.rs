@@ -16,7 +16,5 @@ mod translator;
 mod tests;
 
 pub use balance::{Algorithm, UnknownAlgorithm};
-pub use table::{
-    Backend, BackendState, Frontend, FrontendOptions, FrontendState, MAX_BACKENDS, Outlier, ServiceTable,
-};
+pub use table::{Backend, BackendState, Frontend, FrontendOptions, FrontendState, MAX_BACKENDS, Outlier, ServiceTable};
 pub use translator::{Back, Translator, Way};

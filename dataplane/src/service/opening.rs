@@ -19,7 +19,13 @@ const MAX_PORTS: u16 = 2048;
 const FIRST_PORT: u16 = 1024;
 
 /// Gives a new flow a backend. `Err` when the packet cannot go anywhere.
-pub(super) fn open(flows: &Flows, tables: &Tables, frontend: &Frontend, name: &Name, now_ms: u64) -> Result<Flow, DropReason> {
+pub(super) fn open(
+    flows: &Flows,
+    tables: &Tables,
+    frontend: &Frontend,
+    name: &Name,
+    now_ms: u64,
+) -> Result<Flow, DropReason> {
     let state = &frontend.state;
     if frontend.max_connections > 0 && state.active.load(Ordering::Relaxed) >= frontend.max_connections {
         state.limited.fetch_add(1, Ordering::Relaxed);
@@ -43,9 +49,9 @@ fn choose(
     let draw = draw(flows, frontend, name, turn, now_ms);
     let may_have = |backend: &Backend| !tried.contains(&backend.address);
     let kept = frontend.affinity.and_then(|_| flows.memory(client).affinity(client, frontend.vip, now_ms));
-    let kept = kept.and_then(|address| frontend.backend(address)).filter(|backend| {
-        may_have(backend) && backend.share() > 0 && !backend.state.is_ejected(now_ms)
-    });
+    let kept = kept
+        .and_then(|address| frontend.backend(address))
+        .filter(|backend| may_have(backend) && backend.share() > 0 && !backend.state.is_ejected(now_ms));
     let Some(backend) = kept.or_else(|| frontend.pick(&draw, may_have)) else {
         frontend.state.empty.fetch_add(1, Ordering::Relaxed);
         return Err(DropReason::NoBackend);
