@@ -35,9 +35,9 @@ pub(crate) struct CniPlaces {
     /// The network's name.
     #[arg(long, default_value = "overlay")]
     pub(crate) name: String,
-    /// Where engines look for plugins.
-    #[arg(long, value_name = "DIR", default_value = overlay_plugins::cni_install::BIN_DIR)]
-    pub(crate) bin_dir: PathBuf,
+    /// Where engines look for plugins. By default /opt/cni/bin, and where containerd's configuration says.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) bin_dir: Option<PathBuf>,
     /// Where engines look for networks.
     #[arg(long, value_name = "DIR", default_value = overlay_plugins::cni_install::CONF_DIR)]
     pub(crate) conf_dir: PathBuf,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use overlay_control::api::ApiError;
 use overlay_control::codes::{Code, exit};
-use overlay_plugins::cni_install::{CniInstall, PLUGIN};
+use overlay_plugins::cni_install::{self, CniInstall, PLUGIN};
 use overlay_plugins::docker_install::{DockerInstall, PROGRAM};
 
 use super::Context;
@@ -43,10 +43,14 @@ fn docker_plan() -> Result<DockerInstall, ApiError> {
 
 fn plan(context: &Context<'_>, places: CniPlaces) -> Result<CniInstall, ApiError> {
     let socket = (context.socket != Path::new(overlay_config::defaults::SOCKET)).then(|| context.socket.clone());
+    let bin_dirs = match places.bin_dir {
+        Some(directory) => vec![directory],
+        None => cni_install::bin_dirs(Path::new(cni_install::CONTAINERD_CONFIG)),
+    };
     Ok(CniInstall {
-        program: beside(PLUGIN, format!("link {PLUGIN} into {} yourself", places.bin_dir.display()))?,
+        program: beside(PLUGIN, format!("link {PLUGIN} into {} yourself", bin_dirs[0].display()))?,
         network: places.name,
-        bin_dir: places.bin_dir,
+        bin_dirs,
         conf_dir: places.conf_dir,
         socket,
     })

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod chain;
 mod engine;
+mod modes;
 mod podman;
 
 use engine::{Cni, Reply};
