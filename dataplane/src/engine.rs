@@ -57,6 +57,7 @@ pub struct Engine {
 enum Fate {
     Go(Path),
     Held,
+    Wait(IpAddr),
     Drop(DropReason),
     Answer(DropReason, Answer),
 }
@@ -219,6 +220,7 @@ impl Engine {
                 self.accept(input, &path, mtu)
             }
             Fate::Held => Verdict::Held,
+            Fate::Wait(address) => Verdict::Wait(address),
             Fate::Drop(reason) => {
                 self.counters.count_drop(reason, input.segments);
                 Verdict::Drop(reason)
@@ -265,6 +267,7 @@ impl Engine {
         match admission {
             Admission::Pass => Fate::Go(*packet.path),
             Admission::Drop(reason) => Fate::Drop(reason),
+            Admission::Wait(address) => Fate::Wait(address),
             Admission::Reject(reason) => Fate::Answer(reason, Answer::Rejected),
         }
     }
@@ -282,7 +285,11 @@ impl Engine {
         } else {
             match self.fragments.first(origin, bytes, packet.headers, now_ms) {
                 Ok(()) => {
-                    let fate = self.admit(recorder, packet, bytes);
+                    let fate = match self.admit(recorder, packet, bytes) {
+                        // Nobody keeps a datagram in pieces.
+                        Fate::Wait(_) => Fate::Drop(DropReason::IdentityUnknown),
+                        fate => fate,
+                    };
                     let passed = if let Fate::Go(path) = &fate { Some(*path) } else { None };
                     self.fragments.settle(origin, packet.headers, passed);
                     fate
@@ -358,6 +365,16 @@ impl Engine {
         } else {
             Verdict::Drop(reason)
         }
+    }
+
+    /// Counts packets that waited for labels in vain.
+    pub fn give_up(&mut self, packets: u32) {
+        self.counters.count_drop(DropReason::IdentityUnknown, packets);
+    }
+
+    /// Containers of this host that began flows to peers since last asked, where the policy speaks of labels.
+    pub fn take_introductions(&mut self) -> Vec<(IpAddr, PeerIndex)> {
+        if self.log.introductions.is_empty() { Vec::new() } else { self.log.introductions.take() }
     }
 
     /// Moves what rules with `log` or `audit` decided to `out`; returns how many events had no room since the last call.
@@ -509,6 +526,9 @@ fn clamp(input: &Input<'_>, path: &Path, packet: &mut [u8]) {
         mss::clamp(packet, input.headers, mss::largest(peer.inner_mtu, input.headers));
     }
 }
+
+#[cfg(test)]
+mod labels;
 
 #[cfg(test)]
 mod tests;

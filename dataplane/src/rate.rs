@@ -396,7 +396,10 @@ mod tests {
         assert_eq!(first.iter().filter(|wait| **wait == nothing).count(), 10);
         // One each millisecond, as the rate is, and the last after the longest wait.
         let later: Vec<Duration> = first.into_iter().filter(|wait| *wait > nothing).collect();
-        assert!(later.iter().zip(0..).all(|(wait, number)| *wait - ms(number) <= Duration::from_micros(1)), "{later:?}");
+        assert!(
+            later.iter().zip(0..).all(|(wait, number)| *wait - ms(number) <= Duration::from_micros(1)),
+            "{later:?}"
+        );
         assert_eq!(later.len(), 50);
         let dropped = 40;
         assert_eq!(table.limits()[0].dropped(), (dropped, 0));

@@ -11,6 +11,7 @@ mod cluster;
 mod command;
 mod daemon;
 mod debian;
+pub mod engine;
 mod impair;
 mod journal;
 mod lab;

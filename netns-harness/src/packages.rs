@@ -1,6 +1,7 @@
 //! Debian packages and other programs the tests run against, installed where they are missing.
 
 use anyhow::{Context as _, Result, bail};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -26,14 +27,37 @@ pub fn install(words: &[&str]) -> Result<()> {
         bail!("these Debian packages are missing: {}", words.join(" "));
     }
     let install = [&["-y", "--no-install-recommends", "install"], words].concat();
+    // Two test programs may want packages at once; the second finds them there.
+    let _turn = Turn::take()?;
     let _quiet = Quiet::ask()?;
     with_lists(|| apt(&install)).with_context(|| format!("apt-get could not install {}", words.join(" ")))?;
     disable_services(words)
 }
 
+/// Fetches packages with what they need and is not installed, into a directory, and installs nothing; for machines that
+/// are booted for a test alone. A package that is installed here is not fetched.
+pub fn fetch(words: &[&str], directory: &Path) -> Result<()> {
+    std::fs::create_dir_all(directory.join("partial"))?;
+    let place = format!("Dir::Cache::archives={}/", directory.display());
+    let fetch = [&["-y", "--no-install-recommends", "--download-only", "-o", &place, "install"], words].concat();
+    with_lists(|| apt(&fetch)).with_context(|| format!("apt-get could not fetch {}", words.join(" ")))
+}
+
 /// Does something that needs apt's lists of packages, and once more with fresh lists where it failed.
 pub fn with_lists<T>(work: impl Fn() -> Result<T>) -> Result<T> {
     work().or_else(|_| apt(&["update"]).and_then(|()| work()))
+}
+
+/// One process of the harness at a time installs.
+struct Turn(#[expect(dead_code, reason = "open, it holds the lock")] File);
+
+impl Turn {
+    fn take() -> Result<Turn> {
+        let path = target_directory()?.join("installing");
+        let file = File::create(&path).with_context(|| format!("making {}", path.display()))?;
+        file.lock().with_context(|| format!("locking {}", path.display()))?;
+        Ok(Turn(file))
+    }
 }
 
 fn apt(arguments: &[&str]) -> Result<()> {

@@ -220,7 +220,8 @@ mod tests {
     #[test]
     fn failing_line_of_a_batch_is_quoted() {
         let lines = ["link set dev lo up".to_owned(), "route replace 10.0.0.0/8 dev none".to_owned()];
-        let script = "cat >/dev/null; echo 'RTNETLINK answers: Operation not permitted\nCommand failed -:2' >&2; exit 1";
+        let script =
+            "cat >/dev/null; echo 'RTNETLINK answers: Operation not permitted\nCommand failed -:2' >&2; exit 1";
         let error = batch(&[], &["sh", "-c", script], &lines).expect_err("it fails");
         assert!(error.what.contains(&lines[1]), "{}", error.what);
         assert_eq!(error.why, "RTNETLINK answers: Operation not permitted");

@@ -14,6 +14,26 @@ pub const PLUGIN: &str = "overlay-cni";
 pub const BIN_DIR: &str = "/opt/cni/bin";
 /// Where every engine looks for networks.
 pub const CONF_DIR: &str = "/etc/cni/net.d";
+/// Where containerd is told to look for plugins elsewhere, as by Debian's package.
+pub const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
+
+/// Where engines of this host look for plugins: [`BIN_DIR`], and what containerd's configuration names.
+#[must_use]
+pub fn bin_dirs(containerd: &Path) -> Vec<PathBuf> {
+    let mut found = vec![PathBuf::from(BIN_DIR)];
+    let config = fs::read_to_string(containerd).unwrap_or_default().parse::<toml::Table>().unwrap_or_default();
+    let plugins = config.get("plugins").and_then(toml::Value::as_table);
+    for cni in plugins.into_iter().flat_map(toml::Table::values).filter_map(|plugin| plugin.get("cni")) {
+        let several = cni.get("bin_dirs").and_then(toml::Value::as_array).into_iter().flatten();
+        for directory in cni.get("bin_dir").into_iter().chain(several).filter_map(toml::Value::as_str) {
+            let directory = PathBuf::from(directory);
+            if directory.is_absolute() && !found.contains(&directory) {
+                found.push(directory);
+            }
+        }
+    }
+    found
+}
 
 /// What to install.
 #[derive(Debug, Clone)]
@@ -22,8 +42,8 @@ pub struct CniInstall {
     pub program: PathBuf,
     /// The network's name, part of the file name too.
     pub network: String,
-    /// Where plugins lie.
-    pub bin_dir: PathBuf,
+    /// Where plugins lie; the program is linked in each.
+    pub bin_dirs: Vec<PathBuf>,
     /// Where network configurations lie.
     pub conf_dir: PathBuf,
     /// The daemon's control socket, where it is not the usual one.
@@ -31,8 +51,8 @@ pub struct CniInstall {
 }
 
 impl CniInstall {
-    fn link(&self) -> PathBuf {
-        self.bin_dir.join(PLUGIN)
+    fn links(&self) -> impl Iterator<Item = PathBuf> {
+        self.bin_dirs.iter().map(|directory| directory.join(PLUGIN))
     }
 
     fn file(&self) -> PathBuf {
@@ -69,21 +89,25 @@ impl CniInstall {
                 "install the package again",
             ));
         }
-        let (link, file) = (self.link(), self.file());
-        // Both are looked at before one is touched.
-        let linked = fs::read_link(&link);
-        match &linked {
-            Ok(_) => (),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => (),
-            Err(_) => return Err(foreign(&link)),
+        let file = self.file();
+        // All are looked at before one is touched.
+        let mut missing = Vec::new();
+        for link in self.links() {
+            match fs::read_link(&link) {
+                Ok(program) if program == self.program => (),
+                Ok(_) => missing.push(link),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(link),
+                Err(_) => return Err(foreign(&link)),
+            }
         }
         let present = read_if_there(&file)?;
         if present.as_deref().is_some_and(|text| !is_ours(text)) {
             return Err(foreign(&file));
         }
         let mut changes = Vec::new();
-        if linked.ok().as_deref() != Some(&self.program) {
-            fs::create_dir_all(&self.bin_dir).map_err(|error| failed(&self.bin_dir, &error))?;
+        for link in missing {
+            let directory = link.parent().unwrap_or(&link);
+            fs::create_dir_all(directory).map_err(|error| failed(directory, &error))?;
             let _ = fs::remove_file(&link);
             symlink(&self.program, &link).map_err(|error| failed(&link, &error))?;
             changes.push(format!("{} -> {}", link.display(), self.program.display()));
@@ -103,7 +127,7 @@ impl CniInstall {
     /// When something else lies at one of the two paths, or a file cannot be removed.
     pub fn remove(&self) -> Result<Vec<String>, ApiError> {
         check_network(&self.network)?;
-        let (link, file) = (self.link(), self.file());
+        let file = self.file();
         let present = read_if_there(&file)?;
         if present.as_deref().is_some_and(|text| !is_ours(text)) {
             return Err(foreign(&file));
@@ -118,7 +142,7 @@ impl CniInstall {
         let used = named
             .into_iter()
             .any(|entry| read_if_there(&entry.path()).ok().flatten().is_some_and(|text| is_ours(&text)));
-        if !used && fs::read_link(&link).is_ok() {
+        for link in self.links().filter(|link| !used && fs::read_link(link).is_ok()) {
             fs::remove_file(&link).map_err(|error| failed(&link, &error))?;
             changes.push(format!("{} removed", link.display()));
         }
@@ -183,7 +207,7 @@ mod tests {
         CniInstall {
             program,
             network: "overlay".into(),
-            bin_dir: directory.join("bin"),
+            bin_dirs: vec![directory.join("bin")],
             conf_dir: directory.join("net.d"),
             socket: None,
         }
@@ -197,11 +221,35 @@ mod tests {
         assert_eq!(plan.install().unwrap(), Vec::<String>::new());
         let list: Value = serde_json::from_str(&fs::read_to_string(plan.file()).unwrap()).unwrap();
         assert_eq!((&list["name"], &list["plugins"][0]["type"]), (&json!("overlay"), &json!(PLUGIN)));
-        assert_eq!(fs::read_link(plan.link()).unwrap(), plan.program);
+        assert_eq!(fs::read_link(plan.links().next().unwrap()).unwrap(), plan.program);
         assert_eq!(plan.remove().unwrap().len(), 2);
         assert_eq!(plan.remove().unwrap(), Vec::<String>::new());
         let left = |path: &Path| fs::read_dir(path).unwrap().count();
-        assert_eq!((left(&plan.bin_dir), left(&plan.conf_dir)), (0, 0));
+        assert_eq!((left(&plan.bin_dirs[0]), left(&plan.conf_dir)), (0, 0));
+    }
+
+    #[test]
+    fn plugin_lies_where_containerd_looks_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("config.toml");
+        assert_eq!(bin_dirs(&config), [Path::new(BIN_DIR)], "no containerd");
+        for (text, expected) in [
+            ("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"", "/usr/lib/cni"),
+            ("version = 3\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/opt/cni/bin', '/x']", "/x"),
+        ] {
+            fs::write(&config, text).unwrap();
+            assert_eq!(bin_dirs(&config), [Path::new(BIN_DIR), Path::new(expected)], "{text}");
+        }
+        for text in ["", "plugins = 3", "[plugins.x.cni]\nbin_dir = 7", "[plugins.x.cni]\nbin_dir = 'relative'", "[["] {
+            fs::write(&config, text).unwrap();
+            assert_eq!(bin_dirs(&config), [Path::new(BIN_DIR)], "{text}");
+        }
+        let mut plan = plan(directory.path());
+        plan.bin_dirs.push(directory.path().join("more"));
+        assert_eq!(plan.install().unwrap().len(), 3);
+        fs::remove_file(plan.bin_dirs[1].join(PLUGIN)).unwrap();
+        assert_eq!(plan.install().unwrap().len(), 1, "only what is missing");
+        assert_eq!(plan.remove().unwrap().len(), 3);
     }
 
     #[test]
@@ -223,12 +271,12 @@ mod tests {
         fs::create_dir(&plan.conf_dir).unwrap();
         fs::write(plan.file(), r#"{"plugins":[{"type":"bridge"}]}"#).unwrap();
         assert!(plan.install().is_err() && plan.remove().is_err());
-        assert!(!plan.link().exists(), "nothing is begun");
+        assert!(!plan.links().next().unwrap().exists(), "nothing is begun");
         fs::remove_file(plan.file()).unwrap();
-        fs::create_dir(&plan.bin_dir).unwrap();
-        fs::write(plan.link(), "a program of somebody").unwrap();
+        fs::create_dir(&plan.bin_dirs[0]).unwrap();
+        fs::write(plan.links().next().unwrap(), "a program of somebody").unwrap();
         assert!(plan.install().is_err());
-        assert!(plan.remove().unwrap().is_empty() && plan.link().exists());
+        assert!(plan.remove().unwrap().is_empty() && plan.links().next().unwrap().exists());
         let bad = CniInstall { network: "../x".into(), ..plan };
         assert!(bad.install().is_err() && bad.remove().is_err());
     }
@@ -241,7 +289,7 @@ mod tests {
         first.install().unwrap();
         second.install().unwrap();
         assert_eq!(first.remove().unwrap().len(), 1);
-        assert!(second.link().exists());
+        assert!(second.links().next().unwrap().exists());
         assert_eq!(second.remove().unwrap().len(), 2);
     }
 }

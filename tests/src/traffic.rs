@@ -118,19 +118,11 @@ impl Capture {
     }
 
     /// The same on one device.
-    pub fn start_on(
-        namespace: &str,
-        device: &str,
-        wanted: impl Fn(&[u8]) -> bool + Send + 'static,
-    ) -> Result<Capture> {
+    pub fn start_on(namespace: &str, device: &str, wanted: impl Fn(&[u8]) -> bool + Send + 'static) -> Result<Capture> {
         Capture::open(namespace, Some(device), wanted)
     }
 
-    fn open(
-        namespace: &str,
-        device: Option<&str>,
-        wanted: impl Fn(&[u8]) -> bool + Send + 'static,
-    ) -> Result<Capture> {
+    fn open(namespace: &str, device: Option<&str>, wanted: impl Fn(&[u8]) -> bool + Send + 'static) -> Result<Capture> {
         let socket = netns::within(namespace, || {
             let every_protocol = libc::ETH_P_ALL.cast_unsigned() as u16;
             let protocol = Protocol::from(i32::from(every_protocol.to_be()));

@@ -14,6 +14,7 @@ use std::time::SystemTime;
 mod addresses;
 mod bridges;
 mod held;
+mod labels;
 mod networks;
 
 use arc_swap::ArcSwap;
@@ -425,7 +426,11 @@ impl Plumber {
                 && lease.netns == request.netns
                 && lease.network_name() == request.network.as_deref().unwrap_or(DEFAULT_NETWORK);
             if lease.state == LeaseState::Prepared && same {
-                return Ok(lease.clone());
+                let lease = Lease { labels: request.labels.clone(), ..lease.clone() };
+                if self.journal.live(&request.name) != Some(&lease) {
+                    self.journal.put(lease.clone())?;
+                }
+                return Ok(lease);
             }
             return Err(PlumbingError::EndpointExists(request.name.clone()));
         }
@@ -451,6 +456,7 @@ impl Plumber {
             link_gateways: engine.gateways,
             internal: engine.internal,
             network: request.network.clone().filter(|network| network != DEFAULT_NETWORK),
+            labels: request.labels.clone(),
             bridge,
             on_link,
             addresses,

@@ -364,6 +364,7 @@ impl Worker {
                     }
                     self.reply = reply;
                 }
+                Verdict::Wait(address) => self.keep_inbound(snapshot, address, entry, &mut arena, now),
                 Verdict::Forward(_) | Verdict::ForwardFragmented(..) | Verdict::Held | Verdict::Drop(_) => {}
             }
             if headers.fragment.is_some() {

@@ -133,7 +133,7 @@ impl Worker {
             Verdict::Deliver => Some(Target::Device),
             Verdict::Forward(index) => peer(index, None),
             Verdict::ForwardFragmented(index, mtu) => peer(index, Some(mtu)),
-            Verdict::Held | Verdict::Drop(_) | Verdict::DropWithReply(_) => return false,
+            Verdict::Held | Verdict::Wait(_) | Verdict::Drop(_) | Verdict::DropWithReply(_) => return false,
         };
         if let Some(target) = target
             && !self.lates.keep(now + delay, target, vnet, parts)
@@ -153,7 +153,8 @@ impl Worker {
             match target {
                 Target::Device => self.deliver_late(&vnet, &bytes),
                 Target::Peer(peer, index, mtu) => {
-                    let verdict = |index| mtu.map_or(Verdict::Forward(index), |mtu| Verdict::ForwardFragmented(index, mtu));
+                    let verdict =
+                        |index| mtu.map_or(Verdict::Forward(index), |mtu| Verdict::ForwardFragmented(index, mtu));
                     // Peers may have moved in the snapshot since, and one that is gone gets nothing.
                     let place = place_of(snapshot, &peer, index);
                     if let (Some(index), Ok(headers)) = (place, Headers::parse(&bytes)) {

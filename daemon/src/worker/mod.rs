@@ -10,12 +10,14 @@ mod inbound;
 mod late;
 mod outbound;
 mod transmit;
+mod waiting;
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
+use overlay_dataplane::waiting::Waiting;
 use overlay_dataplane::{Engine, Reply};
 
 use crate::device::{DeviceConfig, Queue, clear_persistence};
@@ -27,6 +29,7 @@ use late::Lates;
 pub(crate) use transmit::needs_fragments;
 use transmit::{Held, Transmitter};
 pub use transmit::{Outgoing, SendSockets};
+use waiting::Kept;
 
 /// Super-packets read in one turn.
 const READS: usize = 16;
@@ -38,6 +41,8 @@ const IDLE_TURNS: u32 = 2;
 const SLEEP: Duration = Duration::from_secs(5);
 /// How often the flow table's timers run under load.
 const EXPIRE_EVERY: Duration = Duration::from_millis(100);
+/// Longest sleep while packets wait for labels.
+const WAITING_LOOK: Duration = Duration::from_millis(100);
 /// How often a lost device is tried again.
 const REOPEN_EVERY: Duration = Duration::from_millis(100);
 
@@ -69,6 +74,9 @@ pub struct Worker {
     expired_at: Instant,
     listen_port: u16,
     turns: TurnCounters,
+    waiting: Waiting<Kept>,
+    /// The tables that packets which wait were last decided with.
+    waiting_revision: u64,
 }
 
 /// What [`Worker::new`] needs.
@@ -115,6 +123,8 @@ impl Worker {
             expired_at: now,
             listen_port: parts.listen_port,
             turns: TurnCounters::default(),
+            waiting: Waiting::default(),
+            waiting_revision: 0,
         }
     }
 
@@ -129,6 +139,10 @@ impl Worker {
             let read = if self.blocked { 0 } else { self.read_device(&snapshot, now) };
             let late = if self.blocked { 0 } else { self.send_late(&snapshot, now) };
             let work = received + read + late;
+            if !self.waiting.is_empty() {
+                self.look_at_waiting(&snapshot, now);
+            }
+            self.tell_introductions();
             self.turns.turns += 1;
             self.turns.received += received as u64;
             self.turns.read += read as u64;
@@ -168,7 +182,11 @@ impl Worker {
             *slot = libc::pollfd { fd, events, revents: 0 };
             count += 1;
         }
-        let longest = if self.queue.is_none() { REOPEN_EVERY } else { SLEEP };
+        let longest = match (&self.queue, self.waiting.is_empty()) {
+            (None, _) => REOPEN_EVERY,
+            (Some(_), false) => WAITING_LOOK,
+            (Some(_), true) => SLEEP,
+        };
         // What waits for its turn waits on while nothing can be sent.
         let next = self.lates.next().filter(|_| !self.blocked);
         let longest = next.map_or(longest, |next| next.saturating_duration_since(Instant::now()).min(longest));
@@ -190,6 +208,8 @@ impl Worker {
                 self.inject(&snapshot, &mut packet, Instant::now());
                 self.blocked = self.transmitter.flush();
             }
+            // The next turn looks.
+            WorkerCommand::LookAgain => {}
             WorkerCommand::Counters(answer) => {
                 let _ = answer.send(WorkerReport { engine: self.engine.counters().clone(), turns: self.turns });
             }

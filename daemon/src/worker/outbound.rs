@@ -53,7 +53,7 @@ impl Worker {
         self.outbound(snapshot, &mut held, packet, VnetHeader::default(), now);
     }
 
-    fn outbound<'s>(
+    pub(super) fn outbound<'s>(
         &mut self,
         snapshot: &'s Snapshot,
         held: &mut Option<Held<'s>>,
@@ -144,6 +144,7 @@ impl Worker {
                 self.write_device(&VnetHeader::default(), &[IoSlice::new(reply.packet())]);
                 self.reply = reply;
             }
+            Verdict::Wait(address) => self.keep_outbound(snapshot, address, packet, vnet, segments, now),
             Verdict::Drop(_) | Verdict::Held => {}
         }
     }
@@ -240,7 +241,7 @@ impl Worker {
                 Verdict::Deliver => {
                     self.write_device(&VnetHeader::default(), &[IoSlice::new(&fragment.packet)]);
                 }
-                Verdict::Held | Verdict::Drop(_) | Verdict::DropWithReply(_) => {}
+                Verdict::Held | Verdict::Wait(_) | Verdict::Drop(_) | Verdict::DropWithReply(_) => {}
             }
         }
     }

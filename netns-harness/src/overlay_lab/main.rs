@@ -8,6 +8,7 @@ mod dist;
 mod machine;
 mod manage;
 mod packages;
+mod programs;
 mod rows;
 mod saving;
 mod signals;

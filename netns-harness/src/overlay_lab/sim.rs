@@ -72,7 +72,7 @@ pub(crate) const PARTS: [Part; 8] = [
     },
     Part {
         name: "sim-partition",
-        is_demanded: false,
+        is_demanded: true,
         cases: &[Case { scenario: "partition-heal", nodes: 1000, loss: 10.0, size: Size::Runs(1) }],
     },
     Part {

@@ -1,12 +1,12 @@
 //! `overlay-lab test`: every check and test, and one closing line.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
-use overlay_netns_harness::{clean, workspace};
-use std::io::{BufRead as _, BufReader};
-use std::process::{Command, ExitCode, Stdio};
+use overlay_netns_harness::clean;
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
+use crate::programs::{self, Ran, cargo};
 use crate::{checks, packages};
 
 /// The crates whose code may not reach outside itself.
@@ -49,37 +49,35 @@ impl Tally {
         self.failures.push(name);
     }
 
-    /// Runs `cargo test` with these words and adds what its result lines say.
-    fn tests(&mut self, name: &str, words: &[&str]) -> Result<()> {
-        println!("-- {name}");
-        let start = Instant::now();
-        let mut child = cargo(&["test", "--no-fail-fast"])
-            .args(words)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cargo could not be started")?;
+    /// Adds what one test program did, and prints what it printed.
+    fn ran(&mut self, ran: &Ran) {
+        println!("-- {}", ran.name);
         let before = self.failed;
-        if let Some(output) = child.stdout.take() {
-            for line in BufReader::new(output).lines() {
-                let line = line?;
-                println!("{line}");
-                if let Some([passed, failed, skipped]) = result_line(&line) {
-                    self.passed += passed;
-                    self.failed += failed;
-                    self.skipped += skipped;
-                } else if let Some(test) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
-                {
-                    self.failures.push(format!("{name}: {test}"));
-                }
+        for line in ran.output.lines() {
+            println!("{line}");
+            if let Some([passed, failed, skipped]) = result_line(line) {
+                self.passed += passed;
+                self.failed += failed;
+                self.skipped += skipped;
+            } else if let Some(test) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
+                self.failures.push(format!("{}: {test}", ran.name));
             }
         }
-        // A test program that crashes, or does not compile, prints no result line.
-        if !child.wait()?.success() && self.failed == before {
-            self.fail(format!("{name} did not run to its end"));
+        // A test program that crashes prints no result line.
+        if !ran.succeeded && self.failed == before {
+            self.fail(format!("{} did not run to its end", ran.name));
+        }
+        println!("   {}: {:.1} s", ran.name, ran.took.as_secs_f64());
+    }
+
+    /// Runs a group of test programs and says how long all of it took.
+    fn group(&mut self, name: &str, run: impl FnOnce(&mut dyn FnMut(Ran)) -> Result<()>) {
+        let start = Instant::now();
+        if let Err(error) = run(&mut |ran| self.ran(&ran)) {
+            println!("   FAILED: {error:#}");
+            self.fail(name.to_owned());
         }
         println!("   {name}: {:.1} s", start.elapsed().as_secs_f64());
-        Ok(())
     }
 
     fn finish(mut self) -> ExitCode {
@@ -105,9 +103,20 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         tally.step("Debian packages", || packages::ensure(packages::TEST));
     }
     static_checks(&mut tally);
-    tally.tests("unit tests", &["--workspace", "--exclude", "overlay-tests"])?;
+    let mut built = None;
+    tally.step("build", || {
+        built = Some(programs::build()?);
+        Ok(())
+    });
+    if let Some(built) = built {
+        tally.group("unit tests", |report| built.unit(report));
+        tally
+            .step("examples in the documentation", || quiet(cargo().args(["test", "--quiet", "--workspace", "--doc"])));
+        if !options.no_clusters {
+            tally.group("system tests", |report| built.system(report));
+        }
+    }
     if !options.no_clusters {
-        tally.tests("system tests", &["-p", "overlay-tests", "--", "--test-threads=1"])?;
         tally.step("nothing left behind", || {
             let left: Vec<String> =
                 clean::labs().into_iter().filter(|(_, owned)| !owned).map(|(name, _)| name).collect();
@@ -130,24 +139,19 @@ fn static_checks(tally: &mut Tally) {
     tally.step("file sizes", checks::file_sizes);
     tally.step("dependencies of the pure crates", checks::pure_dependencies);
     tally.step("figures on record", checks::figures_on_record);
-    tally.step("format", || quiet(&mut cargo(&["fmt", "--all", "--check"])));
+    tally.step("format", || quiet(cargo().args(["fmt", "--all", "--check"])));
     tally.step("clippy", || {
-        quiet(&mut cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+        quiet(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     });
     tally.step("bans in the pure crates", || {
-        let mut command = cargo(&["clippy", "--quiet", "--lib"]);
+        let mut command = cargo();
+        command.args(["clippy", "--quiet", "--lib"]);
         command.args(PURE.iter().flat_map(|name| ["-p", name]));
         quiet(command.args(["--", "-D", "clippy::disallowed_methods", "-D", "clippy::disallowed_types"]))
     });
     tally.step("documentation", || {
-        quiet(cargo(&["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+        quiet(cargo().args(["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     });
-}
-
-fn cargo(words: &[&str]) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(workspace()).args(words);
-    command
 }
 
 fn quiet(command: &mut Command) -> Result<()> {

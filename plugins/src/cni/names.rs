@@ -11,13 +11,15 @@ const SHORT_ID: usize = 12;
 /// The most names given.
 const MOST: usize = 16;
 
-/// The names of a container: the pod's (podman: the container's), its aliases, and its short id. What is no label is left
-/// out, because an engine may call a container what it likes.
+/// The names of a container: the pod's (podman: the container's), its aliases, and its short id; the whole id where it is no
+/// random one, as with `ctr`. What is no label is left out, because an engine may call a container what it likes.
 pub(super) fn of(config: &NetworkConfig, environment: &Environment) -> Vec<String> {
     let pod = environment.argument("K8S_POD_NAME").map(str::to_owned);
     let aliases = config.runtime("aliases").and_then(|value| value.get(&config.name)).and_then(Value::as_array);
     let aliases = aliases.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned);
-    let id: String = environment.container.chars().take(SHORT_ID).collect();
+    let random = environment.container.chars().all(|digit| digit.is_ascii_hexdigit());
+    let shown = if random { SHORT_ID } else { usize::MAX };
+    let id: String = environment.container.chars().take(shown).collect();
     let mut names: Vec<String> = pod.into_iter().chain(aliases).chain([id]).map(|name| name.to_lowercase()).collect();
     names.retain(|name| is_label(name));
     names.sort_unstable();
@@ -65,6 +67,14 @@ mod tests {
         let config = config(r#","runtimeConfig":{"aliases":{"overlay":["db","not a label",7],"other":["x"]}}"#);
         assert_eq!(of(&config, &environment), ["0123456789ab", "db", "web-1"]);
         assert_eq!(of(&self::config(r#","runtimeConfig":{"aliases":3}"#), &environment), ["0123456789ab", "web-1"]);
+    }
+
+    #[test]
+    fn id_that_somebody_chose_is_a_name_in_full() {
+        let environment = Environment { container: "default-webserver".into(), ..Environment::default() };
+        assert_eq!(of(&config(""), &environment), ["default-webserver"]);
+        let long = Environment { container: "x".repeat(64), ..Environment::default() };
+        assert!(of(&config(""), &long).is_empty());
     }
 
     #[test]

@@ -50,7 +50,8 @@ pub(super) fn run(run: &Run) -> Result<Vec<Figure>> {
 
 /// A question for the address of the first host.
 fn question(id: u16) -> Vec<u8> {
-    let rest: &[u8] = b"\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x02h1\x04node\x07overlay\x08internal\x00\x00\x01\x00\x01";
+    let rest: &[u8] =
+        b"\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x02h1\x04node\x07overlay\x08internal\x00\x00\x01\x00\x01";
     [&id.to_be_bytes()[..], rest].concat()
 }
 
@@ -237,9 +238,9 @@ fn flood(overlay: &Overlay, server: SocketAddr, run: &Run) -> Result<Vec<Figure>
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 // Connections with garbage, at most a few hundred a second.
-                if let Ok(mut stream) = netns::within(bad.view.namespace(), || {
-                    load::connect(server, Duration::from_secs(1))
-                }) {
+                if let Ok(mut stream) =
+                    netns::within(bad.view.namespace(), || load::connect(server, Duration::from_secs(1)))
+                {
                     let _ = stream.write_all(&forms[7]);
                 }
                 stream::rest(Duration::from_millis(5));

@@ -70,7 +70,9 @@ impl Place<'_> {
         }
         let mut spoofed6 = Vec::new();
         for target in targets6 {
-            spoofed6.extend(others6.iter().map(|source| self.v6(*source, target, 17, &udp6(*source, target, OPEN, FORGED))));
+            spoofed6.extend(
+                others6.iter().map(|source| self.v6(*source, target, 17, &udp6(*source, target, OPEN, FORGED))),
+            );
         }
         let mut router = Vec::new();
         for source in [link, "fe80::66".parse()?, self.from.v6] {
@@ -92,7 +94,8 @@ impl Place<'_> {
         };
         // Handshakes, data, gossip of ours by their first byte, and words.
         let ours = |kind: u8| [&[kind, 1, 0, 0][..], FORGED, &[0; 128]].concat();
-        let mut ports: Vec<Vec<u8>> = [1, 4, 0x20].iter().flat_map(|kind| to_all(17, &udp(OURS, &ours(*kind)))).collect();
+        let mut ports: Vec<Vec<u8>> =
+            [1, 4, 0x20].iter().flat_map(|kind| to_all(17, &udp(OURS, &ours(*kind)))).collect();
         for target in targets6 {
             ports.push(self.v6(self.from.v6, target, 17, &udp6(self.from.v6, target, OURS, &ours(1))));
         }
@@ -153,7 +156,8 @@ impl Place<'_> {
             let now = dropped(&h1, kind.chain).ok()? - before.0;
             (now >= count).then_some(now)
         });
-        let counted = counted.map_or_else(|_| dropped(&h1, kind.chain).map(|now| now - before.0), |(now, _)| Ok(now))?;
+        let counted =
+            counted.map_or_else(|_| dropped(&h1, kind.chain).map(|now| now - before.0), |(now, _)| Ok(now))?;
         let mut passed = 0;
         for (what, capture) in watched {
             let found = capture.finish().matches;

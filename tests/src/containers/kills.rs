@@ -83,12 +83,7 @@ pub(super) fn run(run: &Run) -> Result<Vec<Figure>> {
             "things",
             Bound::AtMost(0.0),
         ),
-        Figure::new(
-            "addresses of two containers",
-            tally.duplicates.len() as f64,
-            "addresses",
-            Bound::AtMost(0.0),
-        ),
+        Figure::new("addresses of two containers", tally.duplicates.len() as f64, "addresses", Bound::AtMost(0.0)),
         Figure::new(
             "attached containers that did not reach the other host",
             tally.unreachable as f64,
@@ -367,7 +362,8 @@ mod tests {
 
     #[test]
     fn host_ends_are_found_in_what_tools_print() {
-        let text = "7: ov0123456789@if6: <UP>\n10.42.1.4 dev ov00000000ab proto 99\n\"ovffffffffff\" . 10.42.1.5, overlay0";
+        let text =
+            "7: ov0123456789@if6: <UP>\n10.42.1.4 dev ov00000000ab proto 99\n\"ovffffffffff\" . 10.42.1.5, overlay0";
         let wanted = ["ov0123456789", "ov00000000ab", "ovffffffffff"].map(str::to_owned);
         assert_eq!(interfaces(text), BTreeSet::from(wanted));
     }

@@ -65,7 +65,7 @@ fn take(listener: &TcpListener, received: &AtomicU64, over: &AtomicBool) -> std:
             Ok(0) => return Ok(()),
             Ok(length) => {
                 received.fetch_add(length as u64, Ordering::Relaxed);
-            },
+            }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }

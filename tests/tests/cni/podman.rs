@@ -9,10 +9,11 @@ use std::process::{Child, Command, Output, Stdio};
 use super::{LIMIT, endpoints, overlay};
 
 /// The tools of podman's own tests: no cgroups, no limits above those of the machine.
+pub(super) const LIMITS: &str = "--cgroups=disabled --ulimit nofile=1024:1024 --ulimit nproc=512:512";
 const CONTAINER: &str = "--cgroups=disabled --ulimit nofile=1024:1024 --ulimit nproc=512:512 --network overlay";
 
 /// podman on one host, with a directory of its own for images and configuration; its containers end with it.
-struct Podman {
+pub(super) struct Podman {
     /// Keeps the mount namespace in which podman's containers are visible from one command to the next.
     holder: Child,
     directory: tempfile::TempDir,
@@ -30,8 +31,9 @@ impl Podman {
         let (bin, net) = (podman.path("bin"), podman.path("net.d"));
         let install = ["plugin", "cni", "install", "--bin-dir", &text(&bin), "--conf-dir", &text(&net)];
         lab.ctl_ok(host, &install).unwrap();
+        let example = include_str!("../../../examples/containers.conf");
         let conf = format!(
-            "[network]\nnetwork_backend = \"cni\"\ncni_plugin_dirs = [{bin:?}, \"/usr/lib/cni\"]\nnetwork_config_dir = {net:?}\n\
+            "{example}cni_plugin_dirs = [{bin:?}, \"/usr/lib/cni\"]\nnetwork_config_dir = {net:?}\n\
              [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n"
         );
         std::fs::write(podman.path("containers.conf"), conf).unwrap();
@@ -56,18 +58,21 @@ impl Podman {
         self.directory.path().join(name)
     }
 
-    fn output(&self, words: &str) -> Output {
+    fn command(&self) -> Command {
         let storage = self.path("storage");
         let mut command = Command::new("nsenter");
         command.args(["--mount", "--net", "--target", &self.holder.id().to_string(), "--", "podman"]);
         command.arg("--root").arg(storage);
         command.args("--runroot /run/podman --tmpdir /run/podman/tmp --storage-driver vfs".split(' '));
-        command.args(words.split_whitespace());
-        command.env("CONTAINERS_CONF", self.path("containers.conf")).stdin(std::process::Stdio::null());
-        command.output().unwrap()
+        command.env("CONTAINERS_CONF", self.path("containers.conf")).stdin(Stdio::null());
+        command
     }
 
-    fn run(&self, words: &str) -> String {
+    pub(super) fn output(&self, words: &str) -> Output {
+        self.command().args(words.split_whitespace()).output().unwrap()
+    }
+
+    pub(super) fn run(&self, words: &str) -> String {
         let output = self.output(words);
         let errors = String::from_utf8_lossy(&output.stderr);
         let said = String::from_utf8_lossy(&output.stdout);
@@ -75,11 +80,18 @@ impl Podman {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn start(&self, name: &str, extra: &str, program: &str) {
+    /// What a script in a container printed.
+    pub(super) fn run_shell(&self, container: &str, script: &str) -> String {
+        let mut command = self.command();
+        let output = command.args(["exec", container, "sh", "-c", script]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    pub(super) fn start(&self, name: &str, extra: &str, program: &str) {
         self.run(&format!("run -d --name {name} {CONTAINER} {extra} box {program}"));
     }
 
-    fn address(&self, name: &str) -> String {
+    pub(super) fn address(&self, name: &str) -> String {
         let shown = self.run(&format!("exec {name} ip -4 -o address show dev eth0"));
         let address = shown.split_whitespace().skip_while(|word| *word != "inet").nth(1).unwrap();
         address.split('/').next().unwrap().to_owned()
@@ -98,7 +110,7 @@ fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-fn hosts(overlay: &Overlay) -> [Podman; 2] {
+pub(super) fn hosts(overlay: &Overlay) -> [Podman; 2] {
     let words = ["podman", "crun", "containernetworking-plugins", "busybox-static"];
     let missing: Vec<&str> = words.into_iter().filter(|word| !packages::installed(word)).collect();
     if !missing.is_empty() {
