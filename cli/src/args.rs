@@ -323,6 +323,14 @@ pub(crate) enum Endpoint {
         /// The endpoint's name.
         name: String,
     },
+    /// Give a container labels and take labels from it; in force at once, also for what it talks to already.
+    Label {
+        /// The endpoint's name.
+        name: String,
+        /// Labels to give (KEY=VALUE) and keys to take away (KEY-).
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
+        labels: Vec<String>,
+    },
     /// Every container on this host.
     List,
 }
@@ -346,6 +354,9 @@ pub(crate) struct EndpointAdd {
     /// The network it is to be in; default: the one of all hosts, `default`.
     #[arg(long, value_name = "NETWORK")]
     pub(crate) network: Option<String>,
+    /// A label, which rules of the policy may name; as often as needed.
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub(crate) labels: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]

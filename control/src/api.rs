@@ -18,7 +18,9 @@ mod trace;
 pub use address::{AddressBook, AddressHold, HeldAddress};
 pub use capture::{CaptureRequest, CaptureVerdict, Captured, CapturedPacket, MAX_SNAPLEN};
 pub use dns::{DnsRequest, DnsStatus};
-pub use endpoint::{EndpointInfo, EndpointLease, EndpointRequest, EndpointState, EngineNetwork, link_alias};
+pub use endpoint::{
+    EndpointInfo, EndpointLease, EndpointRequest, EndpointState, EngineNetwork, LabelChange, link_alias,
+};
 pub use error::{ApiError, Problem};
 pub use limit::{LimitInfo, LimitRate, LimitRequest};
 pub use membership::{

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,6 +15,7 @@ use overlay_control::ApiError;
 use overlay_control::api::Problem;
 use overlay_dataplane::Conntrack;
 use overlay_routing::gossip::{GossipCounters, MemberView};
+use overlay_routing::identities::Identities;
 use overlay_routing::identity::IdentityPublic;
 use overlay_routing::networks::Networks;
 use overlay_routing::rib::{ClaimSource, Rib};
@@ -58,6 +59,8 @@ pub struct View {
     pub counters: GossipCounters,
     /// The networks of the cluster.
     pub networks: Arc<Networks>,
+    /// Which labels addresses carry.
+    pub identities: Arc<Identities>,
     /// Members that answer and have not said yet that they have all that this host published.
     pub unaware: Vec<HostId>,
 }
@@ -93,6 +96,8 @@ pub enum Change {
     Policy(PolicyChange),
     /// Announce the networks that the plumbing has now.
     Networks(oneshot::Sender<Result<(), ApiError>>),
+    /// Publish the labels that the plumbing has now; whether the plumbing got the policy that follows from them.
+    Identities(oneshot::Sender<bool>),
 }
 
 /// What the issuer and the API ask of the director about membership.
@@ -200,6 +205,8 @@ pub struct Core {
     pub(crate) cluster_policy: ArcSwap<PolicyState>,
     /// What members, this host included, made of it, and when that was heard first.
     pub(crate) policy_heard: ArcSwap<Heard>,
+    /// Addresses of containers whose labels do not fit what this host may publish.
+    pub identities_left_out: AtomicUsize,
     /// What is known by name.
     pub zone: Arc<ArcSwap<Zone>>,
     /// What the server of names did.
@@ -326,6 +333,7 @@ impl Core {
             own_endpoints: ArcSwap::default(),
             cluster_policy: ArcSwap::from_pointee(parts.cluster_policy),
             policy_heard: ArcSwap::default(),
+            identities_left_out: AtomicUsize::new(0),
             peers: DashMap::new(),
             order: Mutex::default(),
             revision: AtomicU64::new(0),

@@ -2,6 +2,7 @@
 //! applies configuration changes whole, rebuilds the packet path's snapshot, and sends data-path probes.
 
 mod endpoints;
+mod identities;
 mod membership;
 mod names;
 mod networks;
@@ -22,6 +23,7 @@ use overlay_routing::gossip::{Authority, ForeignPrefixes, Gossip, GossipEvent, O
 use overlay_routing::identity::IdentityPublic;
 use overlay_wire::gossip::RouteAnnouncement;
 use overlay_wire::gossip::body::{FEATURE_CLOCK, FEATURE_PATHS, FEATURE_TRACE};
+use overlay_wire::gossip::identities::Identities;
 use overlay_wire::{HostId, Prefix};
 use tokio::sync::mpsc;
 
@@ -33,7 +35,7 @@ use crate::membership::{Kept, Work};
 use crate::peers::PeerKind;
 use crate::plumbing::LearnedRoutes;
 use crate::probe::{self, DataState};
-use crate::rebuild::{MemberInput, rebuild};
+use crate::rebuild::{Known, MemberInput, rebuild};
 use crate::shared::{Datagram, WorkerCommand, WorkerEvent};
 use crate::underlay::route::route_to;
 
@@ -105,6 +107,10 @@ pub struct Director {
     pub learned: Option<LearnedRoutes>,
     /// The policy between containers and this host that the plumbing was last given.
     pub host_policy: Option<Arc<HostPolicy>>,
+    /// Labels of this host's containers as last published.
+    pub labels_published: Identities,
+    /// Whether the plumbing was given what the last rebuilding found.
+    pub host_policy_taken: bool,
     /// When a loop was last reported.
     pub loop_told: Option<Instant>,
     /// Who waits for what members say.
@@ -141,6 +147,7 @@ impl Director {
         let mut mtus = Vec::new();
         let mut openings = self.core.plumbing.openings();
         let mut names = self.core.plumbing.names();
+        let mut identities = self.core.plumbing.identities();
         self.publish_names();
         let mut keep = tokio::time::interval(KEEP_EVERY);
         keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -190,6 +197,7 @@ impl Director {
                     self.publish_names();
                     self.drain(false);
                 }
+                Ok(()) = identities.changed() => self.settle_labels(),
                 _ = keep.tick(), if self.is_unkept => self.keep(),
                 _ = paths.tick() => {
                     let now = path_mtus(&self.core);
@@ -295,12 +303,16 @@ impl Director {
                 Some(MemberInput { view, encapsulation, gre: self.gossip.gre_keys(view.host, now) })
             })
             .collect();
-        let networks = self.gossip.networks();
-        let rebuilt = rebuild(&core, &config, &inputs, &rib, &networks);
+        let (networks, identities) = (self.gossip.networks(), self.gossip.identities());
+        let known = Known { rib: &rib, networks: &networks, identities: &identities };
+        let rebuilt = rebuild(&core, &config, &inputs, known);
         for (host, status) in &rebuilt.plain {
             self.gossip.set_plain_status(*host, *status, now);
         }
         core.shared.snapshot.store(Arc::new(rebuilt.snapshot));
+        if core.shared.waits_for_labels.load(Relaxed) {
+            core.worker.send(WorkerCommand::LookAgain);
+        }
         let announced = core.announced_in_use(&rib);
         core.view.store(Arc::new(View {
             verdicts: self.gossip.announced_verdicts(),
@@ -311,6 +323,7 @@ impl Director {
             rib,
             members,
             networks: Arc::clone(&networks),
+            identities,
             unaware: self.gossip.unaware_members(),
         }));
         let options = networks.iter().map(|(name, network)| (name.to_owned(), network.options.clone())).collect();
@@ -318,9 +331,11 @@ impl Director {
         if self.learned.as_ref() != Some(&learned) && core.plumbing.try_set_routes(learned.clone()) {
             self.learned = Some(learned);
         }
+        self.host_policy_taken = true;
         if self.host_policy.as_deref() != Some(&rebuilt.host_policy) {
             let policy = Arc::new(rebuilt.host_policy);
-            if core.plumbing.try_set_host_policy(Arc::clone(&policy)) {
+            self.host_policy_taken = core.plumbing.try_set_host_policy(Arc::clone(&policy));
+            if self.host_policy_taken {
                 self.host_policy = Some(policy);
             }
         }
@@ -347,6 +362,13 @@ impl Director {
                 "route-refused",
                 Some(&refused.claim.prefix.to_string()),
                 format!("{} claims it: {}", refused.claim.name, refused.claim.refusal_reason().unwrap_or_default()),
+            ),
+            GossipEvent::IdentityRefused { host, address, count } => events.warn(
+                "labels-refused",
+                Some(&view(host)),
+                format!(
+                    "it gives labels to {count} addresses that are not its containers', as {address}; they do not count"
+                ),
             ),
             GossipEvent::Equivocation { key, version } => {
                 events.record(
@@ -379,6 +401,7 @@ impl Director {
             GossipEvent::RecordChanged { .. }
             | GossipEvent::SourceValidated { .. }
             | GossipEvent::NetworksChanged
+            | GossipEvent::IdentitiesChanged
             | GossipEvent::PlainStatusChanged { .. }
             | GossipEvent::PlainStatusHeard { .. }
             | GossipEvent::VerdictsReceived { .. }
@@ -421,6 +444,9 @@ impl Director {
             Change::Policy(change) => self.policy_change(change),
             Change::Networks(done) => {
                 let _ = done.send(self.publish_networks());
+            }
+            Change::Identities(done) => {
+                let _ = done.send(self.publish_identities());
             }
             Change::Reload(done) => {
                 let (path, layer) = (&self.core.config_path, self.core.layer.as_ref());
@@ -517,6 +543,8 @@ impl Director {
                 }
             }
             WorkerEvent::Rules(decided, suppressed) => self.record_rules(&decided, suppressed),
+            WorkerEvent::LabelsWanted(addresses) => self.want_labels(&addresses),
+            WorkerEvent::FlowsBegan(pairs) => self.introduce(&pairs),
             WorkerEvent::SegmentationLost => {
                 events.warn("segmentation-off", None, "the kernel refused UDP_SEGMENT; datagrams go one by one");
             }
@@ -582,6 +610,7 @@ fn matters(event: &GossipEvent) -> bool {
         | GossipEvent::PlainStatusHeard { .. }
         | GossipEvent::RoutesChanged
         | GossipEvent::NetworksChanged
+        | GossipEvent::IdentitiesChanged
         | GossipEvent::RouteRefused(_)
         | GossipEvent::VerdictsReceived { .. }
         | GossipEvent::MemberAdded { .. }
@@ -589,6 +618,7 @@ fn matters(event: &GossipEvent) -> bool {
         | GossipEvent::StandingChanged { .. }
         | GossipEvent::TrustChanged => true,
         GossipEvent::Equivocation { .. }
+        | GossipEvent::IdentityRefused { .. }
         | GossipEvent::OwnIdentityElsewhere { .. }
         | GossipEvent::IdentityInUseTwice { .. }
         | GossipEvent::CheckAnswered { .. }

@@ -9,10 +9,11 @@ use overlay_dataplane::policy::HostResolver;
 use overlay_dataplane::{CompiledPolicy, HostPolicy, LocalAddresses, PeerInfo, Route, Tables};
 use overlay_routing::fib::Fib;
 use overlay_routing::gossip::MemberView;
+use overlay_routing::identities::{HostIdentities, Identities};
 use overlay_routing::networks::{Announcement, Networks};
 use overlay_routing::ownership::Owner;
 use overlay_routing::rib::{LocalClaims, Rib, RibInput};
-use overlay_wire::gossip::{NetworkEntry, PlainStatus};
+use overlay_wire::gossip::{NetworkEntry, PlainStatus, identities};
 use overlay_wire::gre::ReceiveSequence;
 use overlay_wire::policy::PolicySet;
 use overlay_wire::{Encapsulation, HostId, Mtu, PeerIndex, Prefix};
@@ -54,7 +55,7 @@ pub struct Rebuilt {
 
 /// Builds everything anew. Tunnels are kept unless the peer's key changed.
 #[must_use]
-pub fn rebuild(core: &Core, config: &Config, members: &[MemberInput<'_>], rib: &Rib, networks: &Networks) -> Rebuilt {
+pub fn rebuild(core: &Core, config: &Config, members: &[MemberInput<'_>], known: Known<'_>) -> Rebuilt {
     let mut builder = Builder {
         core,
         config,
@@ -71,7 +72,18 @@ pub fn rebuild(core: &Core, config: &Config, members: &[MemberInput<'_>], rib: &
     for (place, foreign) in config.peers.iter().enumerate() {
         builder.foreign(place as u32, foreign);
     }
-    builder.finish(rib, networks)
+    builder.finish(known)
+}
+
+/// What gossip knows of the overlay's addresses.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// Whose they are.
+    pub rib: &'a Rib,
+    /// Which networks they are in.
+    pub networks: &'a Networks,
+    /// Which labels they carry.
+    pub identities: &'a Identities,
 }
 
 /// Underlay addresses from which more than one member answers: plain packets from them cannot be told apart.
@@ -261,12 +273,15 @@ impl Builder<'_> {
         plain: Option<Destination>,
         gre: GreOptions,
     ) {
-        let info = PeerInfo { name: name.to_owned(), inner_mtu, authenticated: encapsulation.is_encrypted(), member };
+        // Who may also send in clear is not authenticated, whatever is sent to it.
+        let authenticated = encapsulation.is_encrypted() && accepts_plain.is_none_or(Encapsulation::is_encrypted);
+        let info = PeerInfo { name: name.to_owned(), inner_mtu, authenticated, member };
         self.infos.insert(peer.index, info);
         self.paths.insert(peer.index, PathPeer { peer, encapsulation, accepts_plain, plain, gre });
     }
 
-    fn finish(mut self, rib: &Rib, networks: &Networks) -> Rebuilt {
+    fn finish(mut self, known: Known<'_>) -> Rebuilt {
+        let Known { rib, networks, .. } = known;
         let mut routes = Vec::new();
         let mut remote = Vec::new();
         for claim in rib.best() {
@@ -282,7 +297,7 @@ impl Builder<'_> {
             };
             routes.push((claim.prefix, route));
         }
-        let names = Names::new(self.config, rib, networks);
+        let names = Names::new(self.config, known);
         let in_force = self.core.policy();
         let host_policy = HostPolicy::new(&in_force, &names, &self.config.node.prefixes);
         let policy = CompiledPolicy::compile(&in_force, &names)
@@ -301,6 +316,7 @@ impl Builder<'_> {
                     pool: self.config.overlay.pool.clone(),
                     announced: self.core.announced_in_use(rib),
                 },
+                services: overlay_dataplane::service::ServiceTable::default(),
                 rates: self.core.limits.table(|name| {
                     let peers = self.core.all_peers();
                     peers.iter().find(|peer| peer.name == name).map(|peer| peer.index)
@@ -330,10 +346,12 @@ impl Builder<'_> {
 pub(crate) struct Names<'a> {
     members: HashMap<String, Vec<Prefix>>,
     networks: &'a Networks,
+    identities: &'a Identities,
 }
 
 impl<'a> Names<'a> {
-    pub(crate) fn new(config: &Config, rib: &Rib, networks: &'a Networks) -> Self {
+    pub(crate) fn new(config: &Config, known: Known<'a>) -> Self {
+        let Known { rib, networks, identities } = known;
         let mut members: HashMap<String, Vec<Prefix>> = HashMap::new();
         members.insert(config.node.name.clone(), config.node.prefixes.clone());
         for claim in rib.best() {
@@ -342,7 +360,7 @@ impl<'a> Names<'a> {
         for member in &config.members {
             members.entry(member.name.clone()).or_default();
         }
-        Self { members, networks }
+        Self { members, networks, identities }
     }
 }
 
@@ -354,23 +372,35 @@ impl HostResolver for Names<'_> {
     fn network(&self, name: &str) -> Option<Vec<Prefix>> {
         self.networks.prefixes(name)
     }
+
+    fn identities(&self) -> Option<&Identities> {
+        Some(self.identities)
+    }
 }
 
 /// What the kernel is to let pass between this host and its containers under a policy.
 #[must_use]
-pub fn host_policy(config: &Config, policy: &PolicySet, rib: &Rib, networks: &Networks) -> HostPolicy {
-    HostPolicy::new(policy, &Names::new(config, rib, networks), &config.node.prefixes)
+pub fn host_policy(config: &Config, policy: &PolicySet, known: Known<'_>) -> HostPolicy {
+    HostPolicy::new(policy, &Names::new(config, known), &config.node.prefixes)
 }
 
 /// What the kernel is to let pass between this host and its containers before anything is learned of other members.
 #[must_use]
-pub fn first_host_policy(config: &Config, policy: &PolicySet, own: &BTreeMap<String, NetworkEntry>) -> HostPolicy {
+pub fn first_host_policy(
+    config: &Config,
+    policy: &PolicySet,
+    own: &BTreeMap<String, NetworkEntry>,
+    labels: identities::Identities,
+) -> HostPolicy {
     let announcement = Announcement { host: None, name: config.node.name.clone(), networks: own.clone() };
     let local =
         LocalClaims { name: config.node.name.clone(), prefixes: config.node.prefixes.clone(), announced: Vec::new() };
     let rib = Rib::build(&RibInput { local, ..RibInput::default() });
     let networks = Networks::new(&[announcement], &rib, Vec::new());
-    host_policy(config, policy, &rib, &networks)
+    let addresses = labels.into_iter().map(|(address, labels)| (address, Arc::new(labels))).collect();
+    let hosts = BTreeMap::from([(None, Arc::new(HostIdentities { addresses }))]);
+    let identities = Identities::new(hosts, Vec::new());
+    host_policy(config, policy, Known { rib: &rib, networks: &networks, identities: &identities })
 }
 
 fn asked_for(status: PlainStatus) -> Option<Encapsulation> {

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -48,6 +49,10 @@ pub enum WorkerEvent {
     Loop,
     /// Rules with `log` or `audit` decided; the second number counts decisions that did not fit.
     Rules(Vec<RuleEvent>, u64),
+    /// Packets wait for the labels of these addresses.
+    LabelsWanted(Vec<IpAddr>),
+    /// Containers of this host began flows to peers, and the policy speaks of labels.
+    FlowsBegan(Vec<(IpAddr, PeerIndex)>),
 }
 
 /// What a worker did since its start.
@@ -77,6 +82,8 @@ pub struct TurnCounters {
 pub enum WorkerCommand {
     /// Treat this packet as if read from the TUN.
     Inject(Vec<u8>),
+    /// Decide about the packets that wait for labels again: the tables moved.
+    LookAgain,
     /// What it did so far.
     Counters(tokio::sync::oneshot::Sender<WorkerReport>),
     /// End the worker; remove the device's persistence when asked to.
@@ -97,6 +104,8 @@ pub struct Shared {
     pub start: Instant,
     /// The identifier of our data-path probes.
     pub probe_id: u16,
+    /// Whether packets wait for labels.
+    pub waits_for_labels: AtomicBool,
     /// Pings under way.
     pub pings: crate::ping::Pings,
     /// Captures of packets.

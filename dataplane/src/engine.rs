@@ -50,12 +50,14 @@ pub struct Engine {
     counters: Counters,
     start: Instant,
     expired: Instant,
+    delay: Duration,
 }
 
 /// How the checks end, before the verdict is written.
 enum Fate {
     Go(Path),
     Held,
+    Wait(IpAddr),
     Drop(DropReason),
     Answer(DropReason, Answer),
 }
@@ -104,6 +106,7 @@ impl Engine {
             counters: Counters::default(),
             start,
             expired: start,
+            delay: Duration::ZERO,
         }
     }
 
@@ -162,6 +165,18 @@ impl Engine {
         (verdict, notes)
     }
 
+    /// How long the packet decided last is to wait before it goes where its verdict says: a limit on its rate.
+    #[inline]
+    #[must_use]
+    pub fn delay(&self) -> Duration {
+        self.delay
+    }
+
+    /// Counts packets that there was no room to keep for their delay.
+    pub fn count_no_room(&mut self, segments: u32) {
+        self.counters.count_drop(DropReason::RateLimit, segments);
+    }
+
     /// Counts a packet that could not be parsed.
     pub fn malformed(&mut self, _error: &ParseError) -> Verdict {
         self.counters.count_drop(DropReason::Malformed, 1);
@@ -177,6 +192,7 @@ impl Engine {
         reply: &mut Reply,
     ) -> Verdict {
         let headers = input.headers;
+        self.delay = Duration::ZERO;
         match self.decide(recorder, input, packet) {
             Fate::Go(path) => {
                 recorder.note(|notes| {
@@ -192,15 +208,19 @@ impl Engine {
                         return self.answer(input, packet, DropReason::TooBig, Answer::TooBig(mtu), reply);
                     }
                 };
-                if !input.tables.rates.is_empty()
-                    && let Err(reason) = limit(recorder, input, &path)
-                {
-                    self.counters.count_drop(reason, input.segments);
-                    return Verdict::Drop(reason);
+                if !input.tables.rates.is_empty() {
+                    match limit(recorder, input, &path) {
+                        Ok(delay) => self.delay = delay,
+                        Err(reason) => {
+                            self.counters.count_drop(reason, input.segments);
+                            return Verdict::Drop(reason);
+                        }
+                    }
                 }
                 self.accept(input, &path, mtu)
             }
             Fate::Held => Verdict::Held,
+            Fate::Wait(address) => Verdict::Wait(address),
             Fate::Drop(reason) => {
                 self.counters.count_drop(reason, input.segments);
                 Verdict::Drop(reason)
@@ -247,6 +267,7 @@ impl Engine {
         match admission {
             Admission::Pass => Fate::Go(*packet.path),
             Admission::Drop(reason) => Fate::Drop(reason),
+            Admission::Wait(address) => Fate::Wait(address),
             Admission::Reject(reason) => Fate::Answer(reason, Answer::Rejected),
         }
     }
@@ -264,7 +285,11 @@ impl Engine {
         } else {
             match self.fragments.first(origin, bytes, packet.headers, now_ms) {
                 Ok(()) => {
-                    let fate = self.admit(recorder, packet, bytes);
+                    let fate = match self.admit(recorder, packet, bytes) {
+                        // Nobody keeps a datagram in pieces.
+                        Fate::Wait(_) => Fate::Drop(DropReason::IdentityUnknown),
+                        fate => fate,
+                    };
                     let passed = if let Fate::Go(path) = &fate { Some(*path) } else { None };
                     self.fragments.settle(origin, packet.headers, passed);
                     fate
@@ -340,6 +365,16 @@ impl Engine {
         } else {
             Verdict::Drop(reason)
         }
+    }
+
+    /// Counts packets that waited for labels in vain.
+    pub fn give_up(&mut self, packets: u32) {
+        self.counters.count_drop(DropReason::IdentityUnknown, packets);
+    }
+
+    /// Containers of this host that began flows to peers since last asked, where the policy speaks of labels.
+    pub fn take_introductions(&mut self) -> Vec<(IpAddr, PeerIndex)> {
+        if self.log.introductions.is_empty() { Vec::new() } else { self.log.introductions.take() }
     }
 
     /// Moves what rules with `log` or `audit` decided to `out`; returns how many events had no room since the last call.
@@ -422,7 +457,7 @@ fn peers(origin: Origin, path: &Path) -> (Option<PeerIndex>, Option<PeerIndex>) 
 }
 
 /// Asks the limits on rates.
-fn limit<R: Recorder>(recorder: &mut R, input: &Input<'_>, path: &Path) -> Result<(), DropReason> {
+fn limit<R: Recorder>(recorder: &mut R, input: &Input<'_>, path: &Path) -> Result<Duration, DropReason> {
     recorder.note(|notes| notes.reached = Stage::Rate);
     let Input { tables, origin, headers, segments, now, .. } = *input;
     let load = Load::of(headers, segments);
@@ -491,6 +526,9 @@ fn clamp(input: &Input<'_>, path: &Path, packet: &mut [u8]) {
         mss::clamp(packet, input.headers, mss::largest(peer.inner_mtu, input.headers));
     }
 }
+
+#[cfg(test)]
+mod labels;
 
 #[cfg(test)]
 mod tests;

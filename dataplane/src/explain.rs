@@ -7,7 +7,7 @@ use overlay_wire::policy::Action;
 use crate::early;
 use crate::note::Stage;
 use crate::path::{self, End, Exit};
-use crate::policy::{DecidedBy, Tuple};
+use crate::policy::{DecidedBy, LabelUse, Tuple};
 use crate::reason::DropReason;
 use crate::tables::{Route, Tables};
 use crate::trace;
@@ -69,23 +69,25 @@ pub fn explain(tables: &Tables, tuple: &Tuple, is_own: impl Fn(IpAddr) -> bool) 
     if !step(Stage::Early, outcome, detail, None) {
         return steps;
     }
-    let (outcome, detail, ends) = match direct(tables, tuple, is_own) {
+    let (outcome, detail, ways) = match direct(tables, tuple, is_own) {
         Some(ends) => {
             let place = |end| if end == End::Host { "this host itself" } else { "a container of this host" };
             let (from, to) = (place(ends.0), place(ends.1));
             let way = "directly, filtered by the kernel with the same rules";
-            (Outcome::Pass, format!("{} is {from}, {} is {to}: {way}", tuple.src, tuple.dst), Some(ends))
+            let ways = Some((ends.0, ends.1, LabelUse::Count));
+            (Outcome::Pass, format!("{} is {from}, {} is {to}: {way}", tuple.src, tuple.dst), ways)
         }
         None => way(tables, tuple),
     };
     if !step(Stage::Path, outcome, detail, None) {
         return steps;
     }
-    let Some((from, to)) = ends else { return steps };
-    let decision = tables.policy.decide(tuple, from, to);
-    let detail = trace::policy_words(tables, decision.by);
+    let Some((from, to, labels)) = ways else { return steps };
+    let decision = tables.policy.decide_with(tuple, from, to, labels);
+    let detail = trace::policy_words(tables, tuple, decision.by);
     let by_rule = matches!(decision.by, DecidedBy::Rule(_));
     let outcome = match (decision.action, by_rule) {
+        _ if decision.missing().is_some() => Outcome::Drop(DropReason::IdentityUnknown),
         (Action::Allow, _) => Outcome::Pass,
         (Action::Deny, true) => Outcome::Drop(DropReason::PolicyDeny),
         (Action::Reject, true) => Outcome::Reject(DropReason::PolicyReject),
@@ -114,7 +116,7 @@ pub fn direct(tables: &Tables, tuple: &Tuple, is_own: impl Fn(IpAddr) -> bool) -
 }
 
 /// The way through the packet path: whether there is one, in words, and what its ends are.
-fn way(tables: &Tables, tuple: &Tuple) -> (Outcome, String, Option<(End, End)>) {
+fn way(tables: &Tables, tuple: &Tuple) -> (Outcome, String, Option<(End, End, LabelUse)>) {
     let source = tables.owners.lookup(tuple.src).copied();
     let target = tables.owners.lookup(tuple.dst).copied();
     let origin = match source {
@@ -132,7 +134,7 @@ fn way(tables: &Tables, tuple: &Tuple) -> (Outcome, String, Option<(End, End)>) 
                     End::Host | End::Member | End::Foreign => "stays on this host".to_owned(),
                 },
             };
-            (Outcome::Pass, format!("{owners}: {way}"), Some((path.from, path.to)))
+            (Outcome::Pass, format!("{owners}: {way}"), Some((path.from, path.to, path.labels)))
         }
         Err(DropReason::NoOwner) => (Outcome::Reject(DropReason::NoOwner), owners, None),
         Err(reason) => (Outcome::Drop(reason), format!("{owners}: this host is not on the way ({reason})"), None),

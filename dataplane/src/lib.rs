@@ -16,6 +16,7 @@ mod early;
 mod engine;
 mod explain;
 mod fragment;
+mod introductions;
 mod limiter;
 mod note;
 mod path;
@@ -23,9 +24,11 @@ pub mod policy;
 mod rate;
 mod reason;
 mod reply;
+pub mod service;
 mod tables;
 pub mod trace;
 mod verdict;
+pub mod waiting;
 
 #[cfg(test)]
 mod testing;
@@ -36,8 +39,8 @@ pub use explain::{Outcome, Step, direct, explain};
 pub use note::{FlowNote, Notes, SizeNote, Stage};
 pub use path::End;
 pub use policy::{
-    Addresses, CompiledPolicy, DecidedBy, Decision, Grounds, HostPolicy, HostRule, HostWay, Opening, Published,
-    RuleEvent, Tuple, Warning,
+    Addresses, CompiledPolicy, DecidedBy, Decision, FlowEnd, Grounds, HostPolicy, HostRule, HostWay, LabelUse, Opening,
+    Published, RuleEvent, Tuple, Warning,
 };
 pub use rate::{Limit, MAX_RATE, MIN_BURST, MIN_RATE, Rate, RateTable};
 pub use reason::{Counters, DropReason, Traffic};

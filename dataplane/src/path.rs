@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use overlay_wire::PeerIndex;
 
+use crate::policy::LabelUse;
 use crate::reason::DropReason;
 use crate::tables::{Route, Tables};
 use crate::verdict::Origin;
@@ -40,6 +41,7 @@ pub(crate) struct Path {
     pub(crate) exit: Exit,
     pub(crate) from: End,
     pub(crate) to: End,
+    pub(crate) labels: LabelUse,
 }
 
 /// Finds the way of a packet, or why it may not be here.
@@ -47,7 +49,12 @@ pub(crate) struct Path {
 pub(crate) fn find(tables: &Tables, origin: Origin, src: IpAddr, dst: IpAddr) -> Result<Path, DropReason> {
     let source = tables.owners.lookup(src).copied();
     let target = tables.owners.lookup(dst).copied();
-    let path = |exit| Path { exit, from: end(tables, source, src), to: end(tables, target, dst) };
+    let path = |exit| Path {
+        exit,
+        from: end(tables, source, src),
+        to: end(tables, target, dst),
+        labels: label_use(tables, [source, target]),
+    };
     match origin {
         Origin::Tun => match (source, target) {
             (Some(Route::Local), Some(Route::Peer(peer))) => {
@@ -75,6 +82,16 @@ pub(crate) fn find(tables: &Tables, origin: Origin, src: IpAddr, dst: IpAddr) ->
             Ok(path(Exit::Tun))
         }
     }
+}
+
+/// Whether labels count between these owners: not where a peer is not authenticated.
+#[inline]
+fn label_use(tables: &Tables, owners: [Option<Route>; 2]) -> LabelUse {
+    let is_plain = |owner: Option<Route>| match owner {
+        Some(Route::Peer(peer)) => !tables.peer(peer).is_some_and(|peer| peer.authenticated),
+        Some(Route::Local) | None => false,
+    };
+    if owners.into_iter().any(is_plain) { LabelUse::Ignore } else { LabelUse::Count }
 }
 
 /// The kind of place an address is, by its owner.
@@ -116,7 +133,7 @@ struct Cached {
 impl PathCache {
     pub(crate) fn new() -> Self {
         let nobody = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
-        let path = Path { exit: Exit::Tun, from: End::Outside, to: End::Outside };
+        let path = Path { exit: Exit::Tun, from: End::Outside, to: End::Outside, labels: LabelUse::Ignore };
         Self([Cached { src: nobody, dst: nobody, origin: Origin::Tun, revision: None, path }; CACHE_SLOTS])
     }
 

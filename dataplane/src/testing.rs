@@ -1,12 +1,16 @@
 //! A small world for tests: three hosts, a foreign peer, and packets made by hand.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use overlay_routing::fib::Fib;
+use overlay_routing::identities::{HostIdentities, Identities};
+use overlay_wire::gossip::Labels;
 use overlay_wire::packet::{Headers, TcpFlags};
 use overlay_wire::policy::PolicySet;
-use overlay_wire::{Mtu, PeerIndex, Prefix, checksum};
+use overlay_wire::{HostId, Mtu, PeerIndex, Prefix, checksum};
 
 use crate::*;
 
@@ -38,9 +42,57 @@ pub(crate) fn hosts(name: &str) -> Option<Vec<Prefix>> {
     }
 }
 
+/// Hosts by name, and what is known of labels.
+pub(crate) struct Known(pub(crate) Identities);
+
+impl policy::HostResolver for Known {
+    fn prefixes(&self, name: &str) -> Option<Vec<Prefix>> {
+        hosts(name)
+    }
+
+    fn identities(&self) -> Option<&Identities> {
+        Some(&self.0)
+    }
+}
+
+/// Labels of addresses, as `role=web,tier=1`; those of H2 and H3 that are not listed are unknown.
+pub(crate) fn identities(list: &[(&str, &str)]) -> Identities {
+    let mut hosts: BTreeMap<Option<HostId>, HostIdentities> = BTreeMap::new();
+    for (address, labels) in list {
+        let address = ip(address);
+        let labels: Labels = labels
+            .split(',')
+            .filter_map(|label| label.split_once('='))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        let is_own = ["10.42.1.0/24", "fd42:0:0:1::/64"].iter().any(|own| prefix(own).contains(address));
+        let host = if is_own { None } else { Some(HostId([2; 16])) };
+        hosts.entry(host).or_default().addresses.push((address, Arc::new(labels)));
+    }
+    let hosts = hosts.into_iter().map(|(host, mut known)| {
+        known.addresses.sort_unstable();
+        (host, Arc::new(known))
+    });
+    let uncertain = ["10.42.2.0/24", "fd42:0:0:2::/64", "10.42.3.0/24"].map(prefix);
+    Identities::new(hosts.collect(), uncertain.to_vec())
+}
+
+/// What is known of labels in the small world.
+pub(crate) const LABELS: [(&str, &str); 5] = [
+    ("10.42.1.5", "role=web"),
+    ("10.42.1.6", "role=batch"),
+    ("10.42.2.5", "role=db"),
+    ("10.42.2.6", ""),
+    ("fd42:0:0:2::5", "role=db"),
+];
+
 pub(crate) fn policy(text: &str) -> CompiledPolicy {
+    policy_with(text, identities(&LABELS))
+}
+
+pub(crate) fn policy_with(text: &str, identities: Identities) -> CompiledPolicy {
     let set: PolicySet = text.parse().expect("a valid policy in a test");
-    CompiledPolicy::compile(&set, &hosts)
+    CompiledPolicy::compile(&set, &Known(identities))
 }
 
 /// The tables of host h1 (`10.42.1.0/24`), which also announces `192.168.7.0/24`.
@@ -74,6 +126,7 @@ pub(crate) fn tables(rules: &str) -> Tables {
             announced: vec![prefix("192.168.7.0/24")],
         },
         rates: RateTable::default(),
+        services: service::ServiceTable::default(),
     }
 }
 

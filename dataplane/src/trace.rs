@@ -9,8 +9,10 @@ use crate::explain::{Outcome, Step};
 use crate::note::{Notes, Stage};
 use crate::path::End;
 use crate::policy::{DecidedBy, Tuple};
+use crate::reason::DropReason;
 use crate::tables::{Route, Tables};
 use crate::verdict::{Origin, Verdict};
+use crate::waiting;
 
 /// The smallest packet that [`sample`] makes of a protocol and family, in bytes.
 #[must_use]
@@ -77,6 +79,7 @@ pub fn steps(tables: &Tables, tuple: &Tuple, origin: Origin, notes: &Notes, verd
     let last = match verdict {
         Verdict::Drop(reason) => Outcome::Drop(reason),
         Verdict::DropWithReply(reason) => Outcome::Reject(reason),
+        Verdict::Wait(_) => Outcome::Drop(DropReason::IdentityUnknown),
         Verdict::Forward(_) | Verdict::ForwardFragmented(..) | Verdict::Deliver | Verdict::Held => Outcome::Pass,
     };
     let stages = [Stage::Early, Stage::Path, Stage::Policy, Stage::Flow, Stage::Table, Stage::Size, Stage::Rate];
@@ -91,7 +94,7 @@ pub fn steps(tables: &Tables, tuple: &Tuple, origin: Origin, notes: &Notes, verd
                 Some(reason) => format!("{tuple} never belongs on the overlay ({reason})"),
             }),
             Stage::Path => Some(path_words(tables, tuple, origin, notes, outcome)),
-            Stage::Policy => notes.decision.map(|decision| policy_words(tables, decision.by)),
+            Stage::Policy => notes.decision.map(|decision| policy_words(tables, tuple, decision.by)),
             Stage::Flow => flow_words(notes, outcome),
             Stage::Table => outcome.reason().map(|reason| format!("no room for another flow ({reason})")),
             Stage::Size => size_words(tuple, notes, verdict),
@@ -131,13 +134,23 @@ fn path_words(tables: &Tables, tuple: &Tuple, origin: Origin, notes: &Notes, out
 
 /// What decided, in words.
 #[must_use]
-pub fn policy_words(tables: &Tables, by: DecidedBy) -> String {
+pub fn policy_words(tables: &Tables, tuple: &Tuple, by: DecidedBy) -> String {
     match by {
         DecidedBy::Rule(place) => match tables.policy.rules().get(place as usize) {
             Some(rule) => format!("rule {}: {rule}", place + 1),
             None => format!("rule {}", place + 1),
         },
         DecidedBy::Default(grounds) => grounds.to_string(),
+        DecidedBy::Labels { rule, of } => {
+            let address = of.of(tuple);
+            let host = owner(tables, tables.owners.lookup(address).copied());
+            let rule = policy_words(tables, tuple, DecidedBy::Rule(rule));
+            format!(
+                "{rule}: the labels of {address}, {host}, are not known here; packets wait up to {} s for them, then they are \
+                 denied",
+                waiting::WAIT.as_secs()
+            )
+        }
     }
 }
 

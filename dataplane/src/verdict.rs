@@ -1,5 +1,7 @@
 //! What the packet path answers: a verdict, and where due a packet for the sender.
 
+use std::net::IpAddr;
+
 use overlay_wire::{Mtu, PeerIndex};
 
 use crate::reason::DropReason;
@@ -24,6 +26,9 @@ pub enum Verdict {
     Deliver,
     /// The engine keeps a copy of the fragment until the first one decides; see [`crate::Engine::take_released`].
     Held,
+    /// A rule needs the labels of this address, which are not known: the caller keeps the packet for a while and hands it in
+    /// again when the tables have moved, or has it counted by [`crate::Engine::give_up`]; see [`crate::waiting`].
+    Wait(IpAddr),
     /// Drop silently.
     Drop(DropReason),
     /// Drop, and send the IP packet in the [`Reply`] back where this packet came from: to the TUN or to the peer.
@@ -36,7 +41,7 @@ impl Verdict {
     pub fn drop_reason(self) -> Option<DropReason> {
         match self {
             Self::Drop(reason) | Self::DropWithReply(reason) => Some(reason),
-            Self::Forward(_) | Self::ForwardFragmented(..) | Self::Deliver | Self::Held => None,
+            Self::Forward(_) | Self::ForwardFragmented(..) | Self::Deliver | Self::Held | Self::Wait(_) => None,
         }
     }
 }

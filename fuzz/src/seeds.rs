@@ -7,11 +7,12 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
+use overlay_wire::gossip::identities::{Identities, place};
 use overlay_wire::gossip::message::{Message, PlainStatus, RouteVerdict, VersionEntry};
 use overlay_wire::gossip::record::{Record, RecordKey, RecordKind};
 use overlay_wire::gossip::{
-    HostBody, NetworkEntry, NetworkMode, NetworkOptions, NetworksBody, RouteAnnouncement, RoutesBody, TraceAnswer,
-    TraceOutcome, TraceStep, TracedPacket, envelope,
+    HostBody, Labels, NetworkEntry, NetworkMode, NetworkOptions, NetworksBody, RouteAnnouncement, RoutesBody,
+    TraceAnswer, TraceOutcome, TraceStep, TracedPacket, envelope,
 };
 use overlay_wire::gre::GreHeader;
 use overlay_wire::ipip::Outer;
@@ -322,7 +323,20 @@ fn records() -> Vec<(&'static str, Vec<u8>)> {
         ("host", host.encode().expect("a seed body fits")),
         ("routes", routes.encode().expect("a seed body fits")),
         ("networks", networks().encode()),
+        ("identities", identities()),
     ]
+}
+
+fn identities() -> Vec<u8> {
+    let labels = |role: &str| Labels::from([("role".to_owned(), role.to_owned()), ("zone".to_owned(), "a".to_owned())]);
+    let address = |text: &str| text.parse().expect("a seed address parses");
+    let identities = Identities::from([
+        (address("10.42.1.4"), labels("web")),
+        (address("10.42.1.5"), labels("db")),
+        (address("10.42.1.6"), Labels::new()),
+        (address("fd42:0:0:1::4"), labels("web")),
+    ]);
+    place(&[], &identities).0[0].encode().expect("a seed body fits")
 }
 
 fn networks() -> NetworksBody {

@@ -6,6 +6,7 @@
 
 pub mod fib;
 pub mod gossip;
+pub mod identities;
 pub mod identity;
 pub mod membership;
 pub mod networks;

@@ -1,8 +1,11 @@
 //! `overlayctl endpoint`: attach and detach network namespaces.
 
-use overlay_control::api::{ApiError, EndpointInfo, EndpointLease, EndpointRequest, EndpointState, Request, Response};
+use overlay_control::api::{
+    ApiError, EndpointInfo, EndpointLease, EndpointRequest, EndpointState, LabelChange, Request, Response,
+};
 use overlay_control::codes::{Code, exit};
 use overlay_plugins::attach::{self as netns_attach, Namespace};
+use overlay_wire::gossip::Labels;
 use overlay_wire::gossip::networks::DEFAULT_NETWORK;
 
 use super::Context;
@@ -17,6 +20,11 @@ pub(super) fn run(context: &mut Context<'_>, verb: Endpoint) -> Outcome {
         Endpoint::Rm { name } => {
             let done = format!("endpoint {name} detached");
             context.change(Request::EndpointRemove { name }, &done)
+        }
+        Endpoint::Label { name, labels } => {
+            let change = change(name, labels)?;
+            let done = format!("the labels of {} are as asked", change.endpoint);
+            context.change(Request::EndpointLabel(change), &done)
         }
         Endpoint::List => {
             let endpoints = match context.call(Request::EndpointList)? {
@@ -34,7 +42,7 @@ pub(super) fn run(context: &mut Context<'_>, verb: Endpoint) -> Outcome {
 }
 
 fn table(endpoints: &[EndpointInfo]) -> Table {
-    let mut table = Table::new(&["ENDPOINT", "STATE", "NETWORK", "ADDRESSES", "LINK", "INSIDE", "NAMESPACE"]);
+    let mut table = Table::new(&["ENDPOINT", "STATE", "NETWORK", "ADDRESSES", "LINK", "INSIDE", "NAMESPACE", "LABELS"]);
     for endpoint in endpoints {
         let state = match endpoint.state {
             EndpointState::Prepared => "prepared",
@@ -49,6 +57,7 @@ fn table(endpoints: &[EndpointInfo]) -> Table {
             endpoint.host_interface.clone(),
             endpoint.interface.clone(),
             endpoint.netns.clone(),
+            units::list(&endpoint.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>()),
         ]);
     }
     table
@@ -73,6 +82,7 @@ fn attach(context: &mut Context<'_>, add: EndpointAdd) -> Outcome {
         addresses: add.addresses,
         owner: None,
         network: add.network,
+        labels: labels(add.labels)?,
     };
     let lease = match context.call(Request::EndpointPrepare(request))? {
         Response::Lease(lease) => lease,
@@ -93,6 +103,31 @@ fn attach(context: &mut Context<'_>, add: EndpointAdd) -> Outcome {
             Err(failure)
         }
     }
+}
+
+/// Labels as they are typed.
+fn labels(words: Vec<String>) -> Result<Labels, ApiError> {
+    let pair = |word: String| match word.split_once('=') {
+        Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+        None => Err(no_label(&word, "a label is KEY=VALUE")),
+    };
+    words.into_iter().map(pair).collect()
+}
+
+/// What is to be given and taken away.
+fn change(endpoint: String, words: Vec<String>) -> Result<LabelChange, ApiError> {
+    let (given, taken): (Vec<String>, Vec<String>) = words.into_iter().partition(|word| word.contains('='));
+    let key = |word: String| match word.strip_suffix('-') {
+        Some(key) if !key.is_empty() => Ok(key.to_owned()),
+        _ => Err(no_label(&word, "a label is KEY=VALUE, and KEY- takes it away")),
+    };
+    let remove = taken.into_iter().map(key).collect::<Result<_, _>>()?;
+    Ok(LabelChange { endpoint, set: labels(given)?, remove })
+}
+
+fn no_label(word: &str, why: &str) -> ApiError {
+    let shown: String = word.chars().take(64).flat_map(char::escape_debug).collect();
+    ApiError::new(Code::Usage, format!("`{shown}` is no label"), why, "write it as in role=web")
 }
 
 fn missing() -> ApiError {

@@ -318,6 +318,7 @@ pub(crate) fn answer(request: &Request) -> Answer {
             netns: "/run/netns/web".into(),
             owner: None,
             network: Some("shop".into()),
+            labels: [("role".into(), "web".into()), ("tier".into(), "1".into())].into(),
         }]),
         Request::Nat(NatRequest::Unpublish(_)) => Response::Done {
             changed: true,

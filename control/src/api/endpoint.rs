@@ -8,6 +8,7 @@
 use std::net::IpAddr;
 
 use overlay_wire::Prefix;
+use overlay_wire::gossip::Labels;
 use serde::{Deserialize, Serialize};
 
 /// The alias of the host's end of an endpoint's link: by it the link is known as ours without asking the daemon.
@@ -36,6 +37,22 @@ pub struct EndpointRequest {
     /// The network it is to be in; absent: the network `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    /// Its labels, which rules of the policy may name.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+}
+
+/// Labels to be given to an endpoint, and taken from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabelChange {
+    /// The endpoint.
+    pub endpoint: String,
+    /// Labels it is to have, whatever value it had for their keys.
+    #[serde(default)]
+    pub set: Labels,
+    /// Keys it is to have no more.
+    #[serde(default)]
+    pub remove: Vec<String>,
 }
 
 /// Properties of an engine's network that an endpoint gets.
@@ -114,4 +131,7 @@ pub struct EndpointInfo {
     /// The network it is in; absent: the network `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }

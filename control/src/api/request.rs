@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::address::{AddressBook, AddressHold, HeldAddress};
 use super::capture::{CaptureRequest, Captured};
 use super::dns::{DnsRequest, DnsStatus};
-use super::endpoint::{EndpointInfo, EndpointLease, EndpointRequest};
+use super::endpoint::{EndpointInfo, EndpointLease, EndpointRequest, LabelChange};
 use super::limit::{LimitInfo, LimitRequest};
 use super::membership::{MembershipRequest, MembershipResponse};
 use super::nat::{NatRequest, PublishedPort};
@@ -144,6 +144,8 @@ pub enum Request {
         /// Its name.
         name: String,
     },
+    /// Changes the labels of a container. Answer: `Done`.
+    EndpointLabel(LabelChange),
     /// Every container on this host. Answer: `Endpoints`.
     EndpointList,
     /// Holds an address for a plugin. Answer: `Held`.
@@ -227,6 +229,7 @@ impl Request {
             | Self::EndpointCommit { .. }
             | Self::EndpointAbort { .. }
             | Self::EndpointRemove { .. }
+            | Self::EndpointLabel(_)
             | Self::Capture(_)
             | Self::AddressHold(_)
             | Self::AddressRelease { .. }

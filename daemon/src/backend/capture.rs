@@ -7,7 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use overlay_control::api::{CaptureRequest, CaptureVerdict, Captured, CapturedPacket, MAX_SNAPLEN};
 use overlay_control::{ApiError, Code};
 use overlay_dataplane::capture::Filter;
-use overlay_dataplane::{Origin, Route, Verdict, trace};
+use overlay_dataplane::{Origin, Route, Tuple, Verdict, trace};
+use overlay_wire::packet::{Headers, Transport};
 
 use super::{Api, not_found};
 use crate::api::Batches;
@@ -97,6 +98,16 @@ impl Batches for Reading {
     }
 }
 
+/// The tuple of a packet, as the filter sees it.
+fn tuple_of(headers: &Headers) -> Tuple {
+    let (src_port, dst_port) = match &headers.transport {
+        Transport::Tcp(tcp) => (tcp.src_port, tcp.dst_port),
+        Transport::Udp(udp) => (udp.src_port, udp.dst_port),
+        Transport::Icmp(_) | Transport::Other | Transport::None => (0, 0),
+    };
+    Tuple { src: headers.src, dst: headers.dst, protocol: headers.protocol, src_port, dst_port }
+}
+
 fn shown(shared: &SharedRef, packet: &Packet) -> CapturedPacket {
     let snapshot = shared.snapshot.load();
     let tables = &snapshot.tables;
@@ -106,6 +117,7 @@ fn shown(shared: &SharedRef, packet: &Packet) -> CapturedPacket {
         Verdict::ForwardFragmented(peer, mtu) => format!("forwarded to {} in fragments of {mtu}", name(peer)),
         Verdict::Deliver => "delivered".to_owned(),
         Verdict::Held => "held until its first fragment comes".to_owned(),
+        Verdict::Wait(address) => format!("waits for the labels of {address}"),
         Verdict::Drop(reason) => format!("dropped: {reason}"),
         Verdict::DropWithReply(reason) => format!("dropped, and the sender told: {reason}"),
     };
@@ -117,7 +129,9 @@ fn shown(shared: &SharedRef, packet: &Packet) -> CapturedPacket {
         length: packet.length,
         verdict,
         dropped: packet.verdict.drop_reason().map(|reason| reason.name().to_owned()),
-        rule: decision.map(|decision| trace::policy_words(tables, decision.by)),
+        rule: decision
+            .zip(packet.headers.as_ref())
+            .map(|(decision, headers)| trace::policy_words(tables, &tuple_of(headers), decision.by)),
         peer: peer_of(packet.origin, &packet.notes).map(name),
         data: STANDARD.encode(&packet.bytes),
     }

@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use overlay_control::api::{EndpointRequest, Response};
+use overlay_control::api::{EndpointRequest, LabelChange, Response};
 use overlay_control::{ApiError, Code};
 use overlay_wire::gossip::NetworkEntry;
+use tokio::sync::oneshot;
 
-use super::{Api, done};
+use super::{Api, done, ended};
+use crate::core::Change;
 use crate::plumbing::PlumbingError;
 use crate::plumbing::lease::{Lease, LeaseState};
+
+/// How often a plumbing that is behind is asked again.
+const PLUMBING_TRIES: u32 = 5;
 
 pub(super) fn refused(error: &PlumbingError) -> ApiError {
     let code = match error {
@@ -21,6 +26,7 @@ pub(super) fn refused(error: &PlumbingError) -> ApiError {
         | PlumbingError::OutsidePool { .. }
         | PlumbingError::TooManyNetworks(_)
         | PlumbingError::NoOwnPrefix
+        | PlumbingError::Labels(_)
         | PlumbingError::NotOwnPrefix(_) => Code::Invalid,
         PlumbingError::File { .. } => Code::Io,
         _ => Code::Plumbing,
@@ -34,6 +40,12 @@ impl Api {
         let prepared = self.core.plumbing.prepare(request).await;
         self.tell_of_blocks(&before).await?;
         let lease = prepared.map_err(|error| refused(&self.with_owner(error)))?;
+        // Before the caller can let the container send anything.
+        if let Err(error) = self.labels_in_force().await {
+            // What cannot be undone now expires by itself.
+            let _ = self.core.plumbing.abort(lease.id).await;
+            return Err(error);
+        }
         self.prune_limits().await;
         Ok(Response::Lease(lease.to_api()))
     }
@@ -68,9 +80,35 @@ impl Api {
 
     pub(super) async fn endpoint_remove(&self, name: &str) -> Result<Response, ApiError> {
         self.core.plumbing.remove(name.to_owned()).await.map_err(|error| refused(&error))?;
+        self.labels_in_force().await?;
         self.prune_limits().await;
         self.core.events.info("endpoint-detached", Some(name), "asked for");
         Ok(done(true, vec![format!("endpoint {name} is detached")]))
+    }
+
+    pub(super) async fn endpoint_label(&self, change: LabelChange) -> Result<Response, ApiError> {
+        let name = change.endpoint.clone();
+        if !self.core.plumbing.change_labels(change).await.map_err(|error| refused(&error))? {
+            return Ok(done(false, Vec::new()));
+        }
+        self.labels_in_force().await?;
+        self.core.events.info("endpoint-labelled", Some(&name), "its labels were changed");
+        Ok(done(true, vec![format!("the labels of {name} are changed")]))
+    }
+
+    /// Publishes the labels of this host's containers and waits until the packet path and the kernel go by them.
+    async fn labels_in_force(&self) -> Result<(), ApiError> {
+        for _ in 0..PLUMBING_TRIES {
+            let (told, answer) = oneshot::channel();
+            self.core.changes.send(Change::Identities(told)).await.map_err(|_| ended("director"))?;
+            let taken = answer.await.map_err(|_| ended("director"))?;
+            // What it was given before this is done when it answers.
+            self.core.plumbing.settled().await.map_err(|error| refused(&error))?;
+            if taken {
+                return Ok(());
+            }
+        }
+        Err(ApiError::new(Code::Busy, "the labels are not in force yet", "the host plumbing is behind", "try again"))
     }
 
     pub(super) async fn endpoint_list(&self) -> Result<Response, ApiError> {

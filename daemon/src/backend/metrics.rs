@@ -177,6 +177,7 @@ impl Api {
         page.count(Metric::GossipReceived, &[], counters.received);
         page.count(Metric::GossipSent, &[], counters.sent);
         page.count(Metric::GossipRecordsRefused, &[], counters.records_refused);
+        page.count(Metric::GossipLabelsRefused, &[], counters.identities_refused);
         for (reason, count) in [
             ("malformed", counters.malformed),
             ("unknown_sender", counters.unknown_sender),

@@ -88,6 +88,7 @@ impl Backend for Api {
             Request::EndpointCommit { lease } => self.endpoint_commit(lease).await,
             Request::EndpointAbort { lease } => self.endpoint_abort(lease).await,
             Request::EndpointRemove { name } => self.endpoint_remove(&name).await,
+            Request::EndpointLabel(change) => self.endpoint_label(change).await,
             Request::EndpointList => self.endpoint_list().await,
             Request::AddressHold(wanted) => self.address_hold(wanted).await,
             Request::AddressRelease { owner, address } => self.address_release(owner, address).await,

@@ -6,7 +6,7 @@ use overlay_dataplane::{CompiledPolicy, DecidedBy, Outcome, Tuple, explain};
 use overlay_wire::policy::PolicySet;
 
 use super::{Api, done};
-use crate::rebuild::Names;
+use crate::rebuild::{Known, Names};
 use crate::underlay::route::route_to;
 
 impl Api {
@@ -41,7 +41,8 @@ impl Api {
     pub(super) fn policy_warnings(&self, policy: &PolicySet) -> Vec<String> {
         let view = self.core.view.load();
         let config = self.core.config.load();
-        let names = Names::new(&config, &view.rib, &view.networks);
+        let known = Known { rib: &view.rib, networks: &view.networks, identities: &view.identities };
+        let names = Names::new(&config, known);
         let compiled = CompiledPolicy::compile(policy, &names);
         compiled.warnings().iter().map(ToString::to_string).collect()
     }

@@ -9,7 +9,8 @@ use overlay_control::api::{
 use overlay_control::{ApiError, Code};
 use overlay_dataplane::trace::{sample, smallest, steps};
 use overlay_dataplane::{
-    DecidedBy, DropReason, Grounds, Origin, Outcome, Question, Route, Stage, Tables, Tuple, direct, explain, rehearse,
+    DecidedBy, DropReason, FlowEnd, Grounds, Origin, Outcome, Question, Route, Stage, Tables, Tuple, direct, explain,
+    rehearse,
 };
 use overlay_routing::ownership::Owner;
 use overlay_wire::packet::Headers;
@@ -317,6 +318,12 @@ impl Api {
                 let service = if kind.has_ports() { format!("{kind}/{dst_port}") } else { kind.to_string() };
                 let rule = format!("allow {service} from {src} to {dst}");
                 match by {
+                    Some(DecidedBy::Labels { of, .. }) => {
+                        let address = if of == FlowEnd::Source { src } else { dst };
+                        format!(
+                            "the labels of {address}, which its host tells when it is reached; or the rule `{rule}` in front"
+                        )
+                    }
                     Some(DecidedBy::Rule(place)) => {
                         format!("the rule `{rule}` in front of rule {} (`overlayctl policy apply FILE`)", place + 1)
                     }
@@ -432,7 +439,9 @@ fn outcome_of(outcome: Outcome) -> TraceOutcome {
     use DropReason as R;
     match outcome.reason() {
         None => TraceOutcome::Pass,
-        Some(R::PolicyDeny | R::PolicyReject | R::PolicyDefault | R::PolicyRevoked) => TraceOutcome::Denied,
+        Some(R::PolicyDeny | R::PolicyReject | R::PolicyDefault | R::PolicyRevoked | R::IdentityUnknown) => {
+            TraceOutcome::Denied
+        }
         Some(R::NoOwner | R::Transit) => TraceOutcome::NoRoute,
         Some(R::UnknownPeer) => TraceOutcome::PathDown,
         Some(R::TooBig) => TraceOutcome::TooBig,

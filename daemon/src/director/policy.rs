@@ -14,7 +14,7 @@ use super::Director;
 use super::membership::unix_now;
 use crate::cluster_policy::{Heard, PolicyChange, PolicyState};
 use crate::core::{Change, Core};
-use crate::rebuild::host_policy;
+use crate::rebuild::{Known, host_policy};
 
 /// The director's part that knows of the cluster's policy.
 #[derive(Debug)]
@@ -137,8 +137,9 @@ impl Director {
         let config = self.core.config.load_full();
         let (read, wanted) = match rules.text.as_deref().map(read_rules).transpose() {
             Ok(read) => {
-                let (rib, networks) = (self.gossip.rib(), self.gossip.networks());
-                let policy = host_policy(&config, read.as_ref().unwrap_or(&config.policy), &rib, &networks);
+                let (rib, networks, identities) = (self.gossip.rib(), self.gossip.networks(), self.gossip.identities());
+                let known = Known { rib: &rib, networks: &networks, identities: &identities };
+                let policy = host_policy(&config, read.as_ref().unwrap_or(&config.policy), known);
                 (read.map(Arc::new), Arc::new(policy))
             }
             Err(refusal) => {

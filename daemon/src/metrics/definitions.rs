@@ -158,6 +158,8 @@ metrics! {
         "Gossip datagrams not accepted or not sent.";
     GossipRecordsRefused = Counter "overlay_gossip_refused" "records" []
         "Records refused: unknown owner, wrong signature, over a limit.";
+    GossipLabelsRefused = Counter "overlay_gossip_labels_refused" "addresses" []
+        "Addresses whose labels were refused because the signer does not own them, or they are a host's own.";
     WorkerTurns = Counter "overlay_worker_turns" "" []
         "Turns of the packet path's loop.";
     WorkerSleeps = Counter "overlay_worker_sleeps" "" []

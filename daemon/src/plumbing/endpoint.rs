@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use overlay_control::api::EndpointRequest;
+use overlay_wire::gossip::identities::check_labels;
 use overlay_wire::gossip::networks::DEFAULT_NETWORK;
 
 use super::PlumbingError;
@@ -62,6 +63,7 @@ pub(super) fn check_names(request: &EndpointRequest) -> Result<(), PlumbingError
     if let Some(network) = request.network.as_deref().filter(|network| *network != DEFAULT_NETWORK) {
         check_name(network, NETWORK_MAX)?;
     }
+    check_labels(&request.labels)?;
     request.owner.iter().try_for_each(|owner| check_owner(owner))
 }
 
@@ -103,6 +105,11 @@ mod tests {
         }
         assert!(check_names(&request("a", "sixteen-bytes-xx")).is_err());
         assert!(check_names(&request(&"a".repeat(129), "eth0")).is_err());
+        let labelled = |value: &str| {
+            let labels = [("role".to_owned(), value.to_owned())].into();
+            check_names(&EndpointRequest { labels, ..request("a", "eth0") })
+        };
+        assert!(labelled("web").is_ok() && labelled("we b").is_err());
         let owned = |owner: &str| check_names(&EndpointRequest { owner: Some(owner.into()), ..request("a", "eth0") });
         assert!(owned("cni/overlay").is_ok());
         assert!(["cni/", "cni/a/b", "cni/a b", ""].iter().all(|owner| owned(owner).is_err()));

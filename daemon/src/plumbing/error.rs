@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use overlay_control::api::{ApiError, PortProtocol, Problem};
 use overlay_control::codes::Code;
 use overlay_wire::Prefix;
+use overlay_wire::gossip::identities::LabelError;
 
 use super::ipam::Counts;
 
@@ -113,6 +114,9 @@ pub enum PlumbingError {
         /// Why not.
         why: String,
     },
+    /// Labels are not acceptable.
+    #[error(transparent)]
+    Labels(#[from] LabelError),
     /// An endpoint of that name is attached.
     #[error("endpoint {0} exists already")]
     EndpointExists(String),
@@ -247,6 +251,7 @@ impl PlumbingError {
             Self::LeaseCommitted(_) => "remove the endpoint: `overlayctl endpoint rm NAME`".into(),
             Self::LeaseUnknown(_) => "start again with `overlayctl endpoint add`".into(),
             Self::EndpointUnknown(_) => "see `overlayctl endpoint list`".into(),
+            Self::Labels(_) => "give fewer or shorter labels, as in role=web".into(),
             Self::BadName { .. } => "use letters, digits, `-`, `_` and `.`".into(),
             Self::Stopped => "restart overlayd".into(),
         }

@@ -13,6 +13,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use overlay_control::api::{EndpointInfo, EndpointLease, EndpointState};
 use overlay_wire::Prefix;
+use overlay_wire::gossip::Labels;
+use overlay_wire::gossip::identities::Identities;
 use overlay_wire::gossip::networks::DEFAULT_NETWORK;
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +75,9 @@ pub struct Lease {
     /// The network it is in; absent: the default one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// The bridge its host end is a port of, in a network of that mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,
@@ -125,6 +130,7 @@ impl Lease {
             netns: self.netns.clone(),
             owner: self.owner.clone(),
             network: self.network.clone(),
+            labels: self.labels.clone(),
         }
     }
 
@@ -232,6 +238,15 @@ impl Journal {
     /// Every lease that is not cooling, in order of their names.
     pub fn lives(&self) -> impl Iterator<Item = &Lease> {
         self.live.values()
+    }
+
+    /// The labels of this host's containers, by address; those without labels too.
+    #[must_use]
+    pub fn identities(&self) -> Identities {
+        let of_lease = |lease: &Lease| {
+            lease.addresses.clone().into_iter().map(|address| (address, lease.labels.clone())).collect::<Vec<_>>()
+        };
+        self.lives().flat_map(of_lease).collect()
     }
 
     /// The lease of a name, unless it is cooling.
@@ -348,6 +363,7 @@ mod tests {
             link_gateways: vec![],
             internal: false,
             network: None,
+            labels: Labels::new(),
             bridge: None,
             on_link: Vec::new(),
             mtu: 1420,

@@ -14,6 +14,7 @@ use std::time::SystemTime;
 mod addresses;
 mod bridges;
 mod held;
+mod labels;
 mod networks;
 
 use arc_swap::ArcSwap;
@@ -161,6 +162,14 @@ impl Plumber {
         self.host_policy.ensure(&script, Look::Known)?;
         self.host_script = script;
         Ok(())
+    }
+
+    /// Lists the tables that were installed since the last call, to compare with later. Nobody waits for it.
+    pub fn remember_tables(&mut self) {
+        for tables in [&mut self.guard, &mut self.bridge_guard, &mut self.host_policy, &mut self.nat] {
+            // What could not be listed is installed again at the next full look.
+            let _ = tables.remember();
+        }
     }
 
     /// Repairs the host. Failures become problems; everything that can be done is done.
@@ -417,7 +426,11 @@ impl Plumber {
                 && lease.netns == request.netns
                 && lease.network_name() == request.network.as_deref().unwrap_or(DEFAULT_NETWORK);
             if lease.state == LeaseState::Prepared && same {
-                return Ok(lease.clone());
+                let lease = Lease { labels: request.labels.clone(), ..lease.clone() };
+                if self.journal.live(&request.name) != Some(&lease) {
+                    self.journal.put(lease.clone())?;
+                }
+                return Ok(lease);
             }
             return Err(PlumbingError::EndpointExists(request.name.clone()));
         }
@@ -443,6 +456,7 @@ impl Plumber {
             link_gateways: engine.gateways,
             internal: engine.internal,
             network: request.network.clone().filter(|network| network != DEFAULT_NETWORK),
+            labels: request.labels.clone(),
             bridge,
             on_link,
             addresses,

@@ -11,10 +11,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use overlay_control::api::{
-    AddressBook, AddressHold, EndpointRequest, HeldAddress, IpamAddress, IpamFinding, IpamUsage, PortSelector, Problem,
-    PublishRequest, PublishedPort,
+    AddressBook, AddressHold, EndpointRequest, HeldAddress, IpamAddress, IpamFinding, IpamUsage, LabelChange,
+    PortSelector, Problem, PublishRequest, PublishedPort,
 };
 use overlay_dataplane::{HostPolicy, Published};
+use overlay_wire::gossip::identities::Identities;
 use overlay_wire::gossip::names::ContainerNames;
 use overlay_wire::gossip::{NetworkEntry, NetworkOptions};
 use tokio::sync::{mpsc, oneshot, watch as watched};
@@ -60,6 +61,7 @@ enum Command {
     Published(Reply<Vec<PublishedPort>>),
     SetNames(String, Vec<String>, Reply<Result<bool, PlumbingError>>),
     SetNameServers(Vec<NameServer>, Reply<()>),
+    ChangeLabels(LabelChange, Reply<Result<bool, PlumbingError>>),
     JoinNetwork(String, NetworkOptions, Reply<Result<bool, PlumbingError>>),
     LeaveNetwork(String, Reply<Result<bool, PlumbingError>>),
     Usage(Reply<Vec<IpamUsage>>),
@@ -78,6 +80,7 @@ pub struct PlumbingHandle {
     problems: Arc<Mutex<Vec<Problem>>>,
     openings: watched::Receiver<Published>,
     names: watched::Receiver<ContainerNames>,
+    identities: watched::Receiver<Identities>,
     enclosed: watched::Receiver<BTreeSet<IpAddr>>,
     own_networks: OwnNetworks,
 }
@@ -87,6 +90,7 @@ struct Told {
     problems: Arc<Mutex<Vec<Problem>>>,
     openings: watched::Sender<Published>,
     names: watched::Sender<ContainerNames>,
+    identities: watched::Sender<Identities>,
     enclosed: watched::Sender<BTreeSet<IpAddr>>,
 }
 
@@ -105,7 +109,14 @@ pub async fn start(
     let (tell, openings) = watched::channel(Published::default());
     let (tell_names, names) = watched::channel(ContainerNames::new());
     let (tell_enclosed, enclosed) = watched::channel(BTreeSet::new());
-    let told = Told { problems: Arc::clone(&problems), openings: tell, names: tell_names, enclosed: tell_enclosed };
+    let (tell_identities, identities) = watched::channel(Identities::new());
+    let told = Told {
+        problems: Arc::clone(&problems),
+        openings: tell,
+        names: tell_names,
+        identities: tell_identities,
+        enclosed: tell_enclosed,
+    };
     let body = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         match runtime {
@@ -116,7 +127,7 @@ pub async fn start(
     let thread =
         std::thread::Builder::new().name("plumbing".into()).spawn(body).map_err(PlumbingError::NetlinkSocket)?;
     let (first, own_networks) = opened.await.map_err(|_| PlumbingError::Stopped)??;
-    Ok((PlumbingHandle { commands, problems, openings, names, enclosed, own_networks }, first, thread))
+    Ok((PlumbingHandle { commands, problems, openings, names, identities, enclosed, own_networks }, first, thread))
 }
 
 impl PlumbingHandle {
@@ -278,6 +289,20 @@ impl PlumbingHandle {
         self.call(|reply| Command::SetNames(endpoint, names, reply)).await?
     }
 
+    /// The labels of this host's containers, by address; told anew when they change.
+    #[must_use]
+    pub fn identities(&self) -> watched::Receiver<Identities> {
+        self.identities.clone()
+    }
+
+    /// See [`Plumber::change_labels`].
+    ///
+    /// # Errors
+    /// As there, or when the thread has ended.
+    pub async fn change_labels(&self, change: LabelChange) -> Result<bool, PlumbingError> {
+        self.call(|reply| Command::ChangeLabels(change, reply)).await?
+    }
+
     /// See [`Plumber::set_name_servers`].
     ///
     /// # Errors
@@ -392,6 +417,7 @@ async fn serve(
     };
     plumber.set_host_policy(policy);
     let first = look(&mut plumber, Scope::Everything, told).await;
+    plumber.remember_tables();
     if ready.send(Ok((first, plumber.own_networks()))).is_err() {
         return;
     }
@@ -401,6 +427,10 @@ async fn serve(
     let mut last = Instant::now();
     let mut pending: Option<(Instant, Scope)> = None;
     loop {
+        // Whoever waits in the inbox comes first.
+        if inbox.is_empty() {
+            plumber.remember_tables();
+        }
         let due = pending.map_or_else(|| Instant::now() + FULL_CHECK, |(at, _)| at);
         tokio::select! {
             command = inbox.recv() => match command {
@@ -450,7 +480,7 @@ async fn obey(plumber: &mut Plumber, command: Command, told: &Told) {
         Command::Prepare(request, reply) => drop(reply.send(tell(plumber.prepare(&request).await, plumber, told))),
         Command::Commit(lease, reply) => drop(reply.send(plumber.commit(lease))),
         Command::Abort(lease, reply) => drop(reply.send(plumber.abort(lease).await)),
-        Command::Remove(name, reply) => drop(reply.send(plumber.remove(&name).await)),
+        Command::Remove(name, reply) => drop(reply.send(tell(plumber.remove(&name).await, plumber, told))),
         Command::Publish(request, reply) => drop(reply.send(tell(plumber.publish(&request).await, plumber, told))),
         Command::Unpublish(selector, reply) => {
             drop(reply.send(tell(plumber.unpublish(&selector).await, plumber, told)))
@@ -463,6 +493,7 @@ async fn obey(plumber: &mut Plumber, command: Command, told: &Told) {
             plumber.set_name_servers(servers).await;
             let _ = reply.send(());
         }
+        Command::ChangeLabels(change, reply) => drop(reply.send(tell(plumber.change_labels(&change), plumber, told))),
         Command::KernelTunnels(reply) => drop(reply.send(plumber.kernel_tunnels().await)),
         Command::List(reply) => drop(reply.send(plumber.endpoints())),
         Command::Hold(wanted, reply) => drop(reply.send(plumber.hold(&wanted))),
@@ -497,6 +528,12 @@ fn tell_state(plumber: &Plumber, told: &Told) {
     told.enclosed.send_if_modified(|known| {
         let changed = *known != enclosed;
         *known = enclosed;
+        changed
+    });
+    let identities = plumber.identities();
+    told.identities.send_if_modified(|known| {
+        let changed = *known != identities;
+        *known = identities;
         changed
     });
     let names = plumber.names();

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,7 @@ use crate::limits::Limits;
 use crate::membership::{IssuerTask, Kept, Work, keep};
 use crate::metrics;
 use crate::names::{self, Enclosed, NameParts};
+use crate::plumbing::lease::Journal;
 use crate::plumbing::ledger::Ledger;
 use crate::plumbing::{self, Masquerade, PlumbingConfig, PlumbingHandle, UnderlayTracking};
 use crate::rebuild::first_host_policy;
@@ -158,8 +160,16 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
     let policy =
         PolicyState::restored(kept.as_ref().map(|kept| kept.cluster_policy.clone()).unwrap_or_default(), start);
     let ledger = Ledger::open(&config.paths.state_dir).map_err(|error| plumbing_error(&error))?;
+    let journal = Journal::open(&config.paths.state_dir).map_err(|error| plumbing_error(&error))?;
+    let mut labels = journal.identities();
+    drop(journal);
+    if let Some(own) = kept.as_ref().and_then(Kept::certificate) {
+        labels.extend(
+            host_addresses(&config.node.prefixes).into_iter().map(|address| (address, own.certificate.labels.clone())),
+        );
+    }
     let first_policy =
-        first_host_policy(&config, policy.rules.as_deref().unwrap_or(&config.policy), &ledger.networks());
+        first_host_policy(&config, policy.rules.as_deref().unwrap_or(&config.policy), &ledger.networks(), labels);
     let (plumbing, first, plumbing_thread) =
         plumbing::start(plumbing_config(&config, mtu), first_policy).await.map_err(|error| plumbing_error(&error))?;
     for problem in &first.problems {
@@ -185,6 +195,7 @@ pub(super) async fn serve(process: &mut Process, config: Config) -> Result<Next,
         counters: PathCounters::default(),
         start,
         probe_id: (OsRng.next_u32() >> 16) as u16,
+        waits_for_labels: AtomicBool::new(false),
         pings: crate::ping::Pings::default(),
         captures: Arc::new(Captures::new(Duration::from_secs(config.limits.capture_back_seconds.into()))),
         handshakes,
@@ -481,6 +492,8 @@ fn director(
     if let Err(error) = gossip.publish_networks(&core.plumbing.own_networks(), now) {
         tracing::error!(cause = %error, "the networks of this host cannot be announced");
     }
+    let labels_published = core.plumbing.identities().borrow().clone();
+    gossip.publish_identities(&labels_published, now);
     Ok(Director {
         core: Arc::clone(core),
         gossip,
@@ -492,6 +505,8 @@ fn director(
         endpoints,
         learned: None,
         host_policy: None,
+        labels_published,
+        host_policy_taken: true,
         loop_told: None,
         listeners: Listeners::default(),
         traces: crate::director::TraceDesk::default(),

@@ -7,14 +7,17 @@
 #![allow(unsafe_code)]
 
 mod inbound;
+mod late;
 mod outbound;
 mod transmit;
+mod waiting;
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
+use overlay_dataplane::waiting::Waiting;
 use overlay_dataplane::{Engine, Reply};
 
 use crate::device::{DeviceConfig, Queue, clear_persistence};
@@ -22,9 +25,11 @@ use crate::shared::{SharedRef, TurnCounters, WorkerCommand, WorkerEvent, WorkerR
 use crate::snapshot::Snapshot;
 use crate::underlay::{Family, RawProtocol};
 use inbound::Inbound;
+use late::Lates;
 pub(crate) use transmit::needs_fragments;
 use transmit::{Held, Transmitter};
 pub use transmit::{Outgoing, SendSockets};
+use waiting::Kept;
 
 /// Super-packets read in one turn.
 const READS: usize = 16;
@@ -36,6 +41,8 @@ const IDLE_TURNS: u32 = 2;
 const SLEEP: Duration = Duration::from_secs(5);
 /// How often the flow table's timers run under load.
 const EXPIRE_EVERY: Duration = Duration::from_millis(100);
+/// Longest sleep while packets wait for labels.
+const WAITING_LOOK: Duration = Duration::from_millis(100);
 /// How often a lost device is tried again.
 const REOPEN_EVERY: Duration = Duration::from_millis(100);
 
@@ -59,6 +66,7 @@ pub struct Worker {
     wake: OwnedFd,
     transmitter: Transmitter,
     inbound: Inbound,
+    lates: Lates,
     read_buffer: Box<[u8]>,
     fragment_buffer: Box<[u8]>,
     reply: Reply,
@@ -66,6 +74,9 @@ pub struct Worker {
     expired_at: Instant,
     listen_port: u16,
     turns: TurnCounters,
+    waiting: Waiting<Kept>,
+    /// The tables that packets which wait were last decided with.
+    waiting_revision: u64,
 }
 
 /// What [`Worker::new`] needs.
@@ -97,6 +108,7 @@ impl Worker {
         Self {
             transmitter: Transmitter::new(shared.clone(), &parts.send),
             inbound: Inbound::new(shared.clone(), parts.receive, usize::from(parts.device.mtu.get())),
+            lates: Lates::default(),
             shared,
             device: parts.device,
             queue: Some(parts.queue),
@@ -111,6 +123,8 @@ impl Worker {
             expired_at: now,
             listen_port: parts.listen_port,
             turns: TurnCounters::default(),
+            waiting: Waiting::default(),
+            waiting_revision: 0,
         }
     }
 
@@ -123,7 +137,12 @@ impl Worker {
             let snapshot = shared.snapshot.load();
             let received = self.receive(&snapshot, now);
             let read = if self.blocked { 0 } else { self.read_device(&snapshot, now) };
-            let work = received + read;
+            let late = if self.blocked { 0 } else { self.send_late(&snapshot, now) };
+            let work = received + read + late;
+            if !self.waiting.is_empty() {
+                self.look_at_waiting(&snapshot, now);
+            }
+            self.tell_introductions();
             self.turns.turns += 1;
             self.turns.received += received as u64;
             self.turns.read += read as u64;
@@ -163,9 +182,18 @@ impl Worker {
             *slot = libc::pollfd { fd, events, revents: 0 };
             count += 1;
         }
-        let longest = if self.queue.is_none() { REOPEN_EVERY } else { SLEEP };
-        // SAFETY: `polled` holds `count` entries and lives through the call.
-        unsafe { libc::poll(polled.as_mut_ptr(), count, longest.as_millis() as libc::c_int) };
+        let longest = match (&self.queue, self.waiting.is_empty()) {
+            (None, _) => REOPEN_EVERY,
+            (Some(_), false) => WAITING_LOOK,
+            (Some(_), true) => SLEEP,
+        };
+        // What waits for its turn waits on while nothing can be sent.
+        let next = self.lates.next().filter(|_| !self.blocked);
+        let longest = next.map_or(longest, |next| next.saturating_duration_since(Instant::now()).min(longest));
+        let longest =
+            libc::timespec { tv_sec: longest.as_secs() as libc::time_t, tv_nsec: longest.subsec_nanos().into() };
+        // SAFETY: `polled` holds `count` entries, it and the time live through the call, and no mask is given.
+        unsafe { libc::ppoll(polled.as_mut_ptr(), count, &longest, std::ptr::null()) };
         if polled[0].revents != 0 {
             drain(self.wake.as_raw_fd());
         }
@@ -180,6 +208,8 @@ impl Worker {
                 self.inject(&snapshot, &mut packet, Instant::now());
                 self.blocked = self.transmitter.flush();
             }
+            // The next turn looks.
+            WorkerCommand::LookAgain => {}
             WorkerCommand::Counters(answer) => {
                 let _ = answer.send(WorkerReport { engine: self.engine.counters().clone(), turns: self.turns });
             }

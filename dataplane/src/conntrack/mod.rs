@@ -32,8 +32,8 @@ pub use snapshot::{FlowSelector, FlowSnapshot, FlowState};
 
 use crate::early;
 use crate::note::{FlowNote, Recorder, Stage};
-use crate::path::{End, Path};
-use crate::policy::{DecidedBy, RuleLog};
+use crate::path::{End, Exit, Path};
+use crate::policy::{DecidedBy, Decision, RuleLog, Tuple};
 use crate::reason::DropReason;
 use crate::tables::Tables;
 pub(crate) use entry::Entry;
@@ -85,6 +85,8 @@ pub(crate) enum Admission {
     Drop(DropReason),
     /// Drop and tell the sender.
     Reject(DropReason),
+    /// Labels of this address must be known first.
+    Wait(IpAddr),
 }
 
 /// Where the last flows were found, so that the packets of one flow cost one comparison each.
@@ -254,14 +256,16 @@ impl Conntrack {
         if entry.revision != packet.tables.revision
             && let Err(admission) = recheck(entry, direction, recorder, packet)
         {
-            shard.remove(handle.slot, &self.shares);
+            // A flow whose labels have to be asked for again is not over.
+            if !matches!(admission, Admission::Wait(_)) {
+                shard.remove(handle.slot, &self.shares);
+            }
             return Some(admission);
         }
         recorder.note(|notes| {
             // What keeps the flow allowed: under these tables the filter was asked before, and answers the same.
             if notes.decision.is_none() {
-                let (from, to) = ends(direction, packet.path);
-                notes.decision = Some(packet.tables.policy.decide(&entry.original.tuple(), from, to));
+                notes.decision = Some(ask(packet, &entry.original.tuple(), direction));
             }
         });
         let was_assured = entry.assured;
@@ -320,7 +324,7 @@ impl Conntrack {
         now: Tick,
     ) -> Admission {
         let payload_len = packet.headers.payload_len() as u32;
-        let Packet { tables, path, .. } = packet;
+        let tables = packet.tables;
         recorder.note(|notes| (notes.flow, notes.decision) = (None, None));
         let (mut original, mut direction) = (*key, Direction::Original);
         let track = match message {
@@ -330,11 +334,17 @@ impl Conntrack {
                 if tcp.flags.rst() || tcp.flags.syn() || now >= pickup_until {
                     return Admission::Drop(DropReason::TcpNoFlow);
                 }
-                let forward = tables.policy.decide(&key.tuple(), path.from, path.to);
-                let backward = tables.policy.decide(&key.reversed().tuple(), path.to, path.from);
+                let forward = ask(packet, &key.tuple(), Direction::Original);
+                let backward = ask(packet, &key.reversed().tuple(), Direction::Reply);
                 recorder.note(|notes| notes.decision = Some(if forward.allows() { forward } else { backward }));
                 if !forward.allows() {
                     if !backward.allows() {
+                        let missing = |decision: Decision, tuple| Some(decision.missing()?.of(&tuple));
+                        let missing = missing(forward, key.tuple()).or(missing(backward, key.reversed().tuple()));
+                        if let Some(address) = missing {
+                            recorder.note(|notes| notes.reached = Stage::Policy);
+                            return Admission::Wait(address);
+                        }
                         return Admission::Drop(DropReason::TcpNoFlow);
                     }
                     (original, direction) = (key.reversed(), Direction::Reply);
@@ -348,14 +358,24 @@ impl Conntrack {
         };
         if direction == Direction::Original {
             let tuple = key.tuple();
-            let decision = tables.policy.decide(&tuple, path.from, path.to);
+            let decision = ask(packet, &tuple, Direction::Original);
             recorder.note(|notes| (notes.reached, notes.decision) = (Stage::Policy, Some(decision)));
             if R::IS_REAL {
                 tables.policy.record(&tuple, decision, tables.revision, log);
             }
+            if let Some(of) = decision.missing() {
+                return Admission::Wait(of.of(&tuple));
+            }
             let by_rule = matches!(decision.by, DecidedBy::Rule(_));
             match decision.action {
-                Action::Allow => {}
+                Action::Allow => {
+                    if R::IS_REAL
+                        && tables.policy.speaks_of_labels()
+                        && let Exit::Peer(peer) = packet.path.exit
+                    {
+                        log.introductions.note(tuple.src, peer, tables.revision);
+                    }
+                }
                 Action::Deny if by_rule => return Admission::Drop(DropReason::PolicyDeny),
                 Action::Reject if by_rule => return Admission::Reject(DropReason::PolicyReject),
                 Action::Deny => return Admission::Drop(DropReason::PolicyDefault),
@@ -403,9 +423,13 @@ impl Conntrack {
         recorder.note(|notes| notes.flow = Some(FlowNote::of(entry, direction.opposite())));
         if entry.revision != packet.tables.revision {
             // The error travels against the packet it quotes.
-            if let Err(admission) = recheck(entry, direction.opposite(), recorder, packet) {
-                shard.remove(handle.slot, &self.shares);
-                return admission;
+            match recheck(entry, direction.opposite(), recorder, packet) {
+                Ok(()) => {}
+                Err(Admission::Wait(_)) => return Admission::Drop(DropReason::IdentityUnknown),
+                Err(admission) => {
+                    shard.remove(handle.slot, &self.shares);
+                    return admission;
+                }
             }
         }
         let sent = direction == Direction::Original || entry.replied;
@@ -454,9 +478,12 @@ fn recheck<R: Recorder>(
     recorder: &mut R,
     packet: &Packet<'_>,
 ) -> Result<(), Admission> {
-    let (from, to) = ends(direction, packet.path);
-    let decision = packet.tables.policy.decide(&entry.original.tuple(), from, to);
+    let tuple = entry.original.tuple();
+    let decision = ask(packet, &tuple, direction);
     recorder.note(|notes| (notes.reached, notes.decision) = (Stage::Policy, Some(decision)));
+    if let Some(of) = decision.missing() {
+        return Err(Admission::Wait(of.of(&tuple)));
+    }
     match decision.action {
         Action::Allow => {
             recorder.note(|notes| notes.reached = Stage::Flow);
@@ -469,6 +496,13 @@ fn recheck<R: Recorder>(
         Action::Deny => Err(Admission::Drop(DropReason::PolicyRevoked)),
         Action::Reject => Err(Admission::Reject(DropReason::PolicyRevoked)),
     }
+}
+
+/// Asks the filter about a flow by the tuple of its first packet; `direction` is that of the packet at hand.
+#[inline]
+fn ask(packet: &Packet<'_>, tuple: &Tuple, direction: Direction) -> Decision {
+    let (from, to) = ends(direction, packet.path);
+    packet.tables.policy.decide_with(tuple, from, to, packet.path.labels)
 }
 
 /// The two ends of a flow's first packet, from the path of a packet in this direction.

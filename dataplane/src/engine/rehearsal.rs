@@ -16,7 +16,8 @@ const SOURCES: [&str; 7] =
 const TARGETS: [&str; 8] =
     ["10.42.2.5", "10.42.2.130", "10.42.1.5", "10.42.1.1", "10.42.77.1", "10.99.0.5", "198.51.100.7", "10.42.9.5"];
 const PROTOCOLS: [&str; 8] = ["any", "tcp", "udp", "icmp", "tcp/80", "udp/53,1000-2000", "tcp/22,80", "50"];
-const ENDS: [&str; 6] = ["any", "10.42.0.0/16", "host:h2", "10.42.1.5", "10.42.2.128/25", "10.99.0.0/16"];
+const ENDS: [&str; 8] =
+    ["any", "10.42.0.0/16", "host:h2", "10.42.1.5", "10.42.2.128/25", "10.99.0.0/16", "role=web", "role=db"];
 /// Packets judged in each world.
 const PACKETS: usize = 500;
 
@@ -94,7 +95,7 @@ fn stage_of(reason: DropReason) -> Stage {
     use DropReason as R;
     match reason {
         R::SpoofedSource | R::ForeignSource | R::Transit | R::NoOwner | R::UnknownPeer => Stage::Path,
-        R::PolicyDeny | R::PolicyReject | R::PolicyDefault | R::PolicyRevoked => Stage::Policy,
+        R::PolicyDeny | R::PolicyReject | R::PolicyDefault | R::PolicyRevoked | R::IdentityUnknown => Stage::Policy,
         R::TcpFlags | R::TcpNoFlow | R::TcpState | R::TcpWindow | R::TcpReset => Stage::Flow,
         R::IcmpNoFlow | R::IcmpUnrelated | R::IcmpRate => Stage::Flow,
         R::ConntrackFull | R::SourceShare => Stage::Table,
@@ -117,6 +118,7 @@ fn limited(world: &World) -> RateTable {
 
 #[test]
 fn trace_equals_reality_on_ten_thousand_random_packets() {
+    let mut waited = 0;
     let mut reasons = std::collections::BTreeMap::<Option<DropReason>, usize>::new();
     for seed in 0..24u64 {
         let mut dice = Dice(ChaCha8Rng::seed_from_u64(seed));
@@ -189,6 +191,10 @@ fn trace_equals_reality_on_ten_thousand_random_packets() {
             assert_eq!(told.0, verdict, "{context}");
             match verdict.drop_reason() {
                 Some(reason) => assert_eq!(told.1.reached, stage_of(reason), "{context}"),
+                None if matches!(verdict, Verdict::Wait(_)) => {
+                    waited += 1;
+                    assert_eq!(told.1.reached, Stage::Policy, "{context}");
+                }
                 None => assert!(told.1.reached >= Stage::Size, "{context}"),
             }
             *reasons.entry(verdict.drop_reason()).or_default() += 1;
@@ -224,6 +230,7 @@ fn trace_equals_reality_on_ten_thousand_random_packets() {
         assert!(reasons.contains_key(&Some(reason)), "no packet ended with {reason}: {reasons:?}");
     }
     assert!(reasons[&None] > 1000, "{reasons:?}");
+    assert!(waited > 20, "{waited} packets waited for labels");
 }
 
 #[test]

@@ -50,6 +50,16 @@ fn every_reason_is_reached_and_counted() {
         (R::PolicyReject, "reject udp from any to any", Box::new(|w| w.out(&mut udp(A, 1, B, 80, 0)))),
         (R::PolicyDefault, "", Box::new(|w| w.from(FOREIGN, &mut udp("10.99.0.1", 1, A, 80, 0)))),
         (
+            R::IdentityUnknown,
+            "allow udp from role=db to any\ndefault deny",
+            Box::new(|w| {
+                let mut first = may_fragment(udp("10.42.2.9", 1, A, 80, 8));
+                first[6] |= 0x20;
+                overlay_wire::checksum::fill_ipv4_header(&mut first, 20);
+                w.from(H2, &mut first)
+            }),
+        ),
+        (
             R::PolicyRevoked,
             "",
             Box::new(|w| {
@@ -158,9 +168,12 @@ fn every_reason_is_reached_and_counted() {
             "",
             Box::new(|w| {
                 w.limit(Rate { packets: Some(1), ..Rate::default() });
-                for _ in 0..64 {
+                for number in 0..65 {
                     assert_eq!(w.out(&mut udp(A, 1, B, 80, 0)), Verdict::Forward(H2));
+                    // Sixty-four at once, and one in debt as soon as anything is there again.
+                    assert_eq!(!w.engine.delay().is_zero(), number == 64, "{number}");
                 }
+                // The next would have to wait for a second.
                 w.out(&mut udp(A, 1, B, 80, 0))
             }),
         ),
@@ -170,6 +183,8 @@ fn every_reason_is_reached_and_counted() {
         expect_drop(reason, rules, scenario);
         reached.insert(reason);
     }
+    // Virtual addresses stand before the engine; `service::tests` reaches these.
+    reached.extend([R::NoService, R::NoBackend, R::BackendGone, R::ServiceLimit, R::ServiceFlowsFull]);
     let missing: Vec<_> = DropReason::ALL.iter().filter(|reason| !reached.contains(reason)).collect();
     assert!(missing.is_empty(), "no test for {missing:?}");
 }

@@ -1,14 +1,14 @@
 //! Sparse sets of rule numbers: a two-level bitmap that stores only words with a bit set.
 
 /// A set of rule numbers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct RuleBits {
     /// One entry per 64 words: which of them are stored, and where the first stored one lies in `words`.
     summary: Vec<Summary>,
     words: Vec<u64>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Summary {
     present: u64,
     first: u32,
@@ -56,43 +56,55 @@ impl RuleBits {
         self.words.get((summary.first + below) as usize).copied().unwrap_or(0)
     }
 
+    /// Whether a rule is in the set.
+    pub(super) fn contains(&self, rule: u32) -> bool {
+        self.word((rule / 4096) as usize, (rule / 64) % 64) & 1 << (rule % 64) != 0
+    }
+
     /// The number of 64-word groups.
     pub(super) fn groups(&self) -> usize {
         self.summary.len()
     }
 }
 
-/// A union of two sets: the rules that match everything, and those of one class.
+/// A union of sets: the rules that match everything, those of one class of prefixes, and those of one class of labels.
 #[derive(Clone, Copy)]
-pub(super) struct Union<'a>(pub(super) &'a RuleBits, pub(super) &'a RuleBits);
+pub(super) struct Union<'a>(pub(super) &'a RuleBits, pub(super) &'a RuleBits, pub(super) &'a RuleBits);
 
 impl Union<'_> {
     #[inline]
     fn present(&self, group: usize) -> u64 {
-        self.0.present(group) | self.1.present(group)
+        self.0.present(group) | self.1.present(group) | self.2.present(group)
     }
 
     #[inline]
     fn word(&self, group: usize, slot: u32) -> u64 {
-        self.0.word(group, slot) | self.1.word(group, slot)
+        self.0.word(group, slot) | self.1.word(group, slot) | self.2.word(group, slot)
     }
 
     #[inline]
     fn groups(&self) -> usize {
-        self.0.groups().max(self.1.groups())
+        self.0.groups().max(self.1.groups()).max(self.2.groups())
     }
 }
 
-/// The lowest rule in all three sets.
+/// The lowest rule in all three sets that is not below `from`.
 #[inline]
-pub(super) fn lowest_common(sets: [Union<'_>; 3]) -> Option<u32> {
+pub(super) fn lowest_common(sets: &[Union<'_>; 3], from: u32) -> Option<u32> {
     let groups = sets.iter().map(Union::groups).min().unwrap_or(0);
-    for group in 0..groups {
+    let first = ((from / 4096) as usize, (from / 64) % 64);
+    for group in first.0..groups {
         let mut candidates = sets.iter().fold(u64::MAX, |all, set| all & set.present(group));
+        if group == first.0 {
+            candidates &= u64::MAX << first.1;
+        }
         while candidates != 0 {
             let slot = candidates.trailing_zeros();
             candidates &= candidates - 1;
-            let common = sets.iter().fold(u64::MAX, |all, set| all & set.word(group, slot));
+            let mut common = sets.iter().fold(u64::MAX, |all, set| all & set.word(group, slot));
+            if (group, slot) == first {
+                common &= u64::MAX << (from % 64);
+            }
             if common != 0 {
                 return Some(group as u32 * 4096 + slot * 64 + common.trailing_zeros());
             }
@@ -110,18 +122,24 @@ mod tests {
     proptest! {
         #[test]
         fn lowest_common_equals_set_intersection(
-            sets in proptest::collection::vec(proptest::collection::btree_set(0u32..10_000, 0..400), 6)
+            sets in proptest::collection::vec(proptest::collection::btree_set(0u32..10_000, 0..400), 9),
+            from in 0u32..10_000,
         ) {
             let bits: Vec<_> =
                 sets.iter().map(|s| RuleBits::from_sorted(&s.iter().copied().collect::<Vec<_>>())).collect();
-            let unions: Vec<BTreeSet<u32>> = sets.chunks(2).map(|pair| &pair[0] | &pair[1]).collect();
-            let expected = unions[0].iter().copied().find(|r| unions[1].contains(r) && unions[2].contains(r));
-            let found = lowest_common([
-                Union(&bits[0], &bits[1]),
-                Union(&bits[2], &bits[3]),
-                Union(&bits[4], &bits[5]),
-            ]);
-            prop_assert_eq!(found, expected);
+            let unions: Vec<BTreeSet<u32>> = sets.chunks(3).map(|three| &(&three[0] | &three[1]) | &three[2]).collect();
+            let sets = [
+                Union(&bits[0], &bits[1], &bits[2]),
+                Union(&bits[3], &bits[4], &bits[5]),
+                Union(&bits[6], &bits[7], &bits[8]),
+            ];
+            for from in [0, from] {
+                let expected = unions[0].range(from..).copied().find(|r| unions[1].contains(r) && unions[2].contains(r));
+                prop_assert_eq!(lowest_common(&sets, from), expected);
+            }
+            for rule in [from, 0, 9999] {
+                prop_assert_eq!(bits[0].contains(rule), unions[0].contains(&rule) && bits[0].word((rule / 4096) as usize, (rule / 64) % 64) >> (rule % 64) & 1 == 1);
+            }
         }
     }
 }

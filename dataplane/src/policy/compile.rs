@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use overlay_routing::fib::Fib;
 use overlay_wire::Prefix;
-use overlay_wire::policy::{Protocol, Rule};
+use overlay_wire::policy::{Protocol, Rule, Selector};
 
 use super::bits::RuleBits;
+use super::labels::LabelIndex;
 use super::matcher::{AddressIndex, Matcher, PortIndex, TrafficIndex};
 use super::selector::{Addresses, resolve};
 use super::{HostResolver, Warning};
@@ -17,8 +18,9 @@ const SHADOW_SEARCH_RULES: usize = 512;
 struct Resolved<'a> {
     number: u32,
     rule: &'a Rule,
-    from: Addresses,
-    to: Addresses,
+    /// `None`: what it stands for follows from labels.
+    from: Option<Addresses>,
+    to: Option<Addresses>,
 }
 
 impl Resolved<'_> {
@@ -31,7 +33,23 @@ impl Resolved<'_> {
                     .ports
                     .iter()
                     .all(|t| own.ports.iter().any(|o| o.first() <= t.first() && t.last() <= o.last())));
-        protocol && ports && self.from.covers(&later.from) && self.to.covers(&later.to)
+        let from = covers((&self.from, &own.from), (&later.from, &theirs.from));
+        protocol && ports && from && covers((&self.to, &own.to), (&later.to, &theirs.to))
+    }
+
+    fn has_family(&self, ipv4: bool) -> bool {
+        let has = |end: &Option<Addresses>| end.as_ref().is_none_or(|addresses| addresses.has_family(ipv4));
+        has(&self.from) && has(&self.to)
+    }
+}
+
+/// Whether every address that a later selector stands for is among those of an earlier one.
+fn covers(earlier: (&Option<Addresses>, &Selector), later: (&Option<Addresses>, &Selector)) -> bool {
+    match (earlier.0, later.0) {
+        (Some(Addresses::Any), _) => true,
+        (Some(own), Some(theirs)) => own.covers(theirs),
+        (None, None) => earlier.1 == later.1,
+        (Some(_), None) | (None, Some(_)) => false,
     }
 }
 
@@ -40,14 +58,17 @@ pub(super) fn compile(rules: &[Rule], hosts: &impl HostResolver) -> (Matcher, Ve
     let mut warnings = Vec::new();
     let mut live: Vec<Resolved<'_>> = Vec::with_capacity(rules.len());
     for (number, (place, rule)) in (0u32..).zip(rules.iter().enumerate()) {
-        let from = resolve(&rule.from, place, hosts, &mut warnings);
-        let to = resolve(&rule.to, place, hosts, &mut warnings);
-        let (Some(from), Some(to)) = (from, to) else { continue };
-        if ![true, false].into_iter().any(|ipv4| from.has_family(ipv4) && to.has_family(ipv4)) {
+        let mut end = |selector: &Selector| match selector {
+            Selector::Label { .. } => Some(None),
+            other => resolve(other, place, hosts, &mut warnings).map(Some),
+        };
+        let (Some(from), Some(to)) = (end(&rule.from), end(&rule.to)) else { continue };
+        let resolved = Resolved { number, rule, from, to };
+        if !resolved.has_family(true) && !resolved.has_family(false) {
             warnings.push(Warning::Families { rule: place });
             continue;
         }
-        live.push(Resolved { number, rule, from, to });
+        live.push(resolved);
     }
     if live.len() <= SHADOW_SEARCH_RULES {
         for (place, later) in live.iter().enumerate() {
@@ -57,9 +78,10 @@ pub(super) fn compile(rules: &[Rule], hosts: &impl HostResolver) -> (Matcher, Ve
         }
     }
     let matcher = Matcher {
-        sources: addresses(live.iter().map(|r| (r.number, &r.from))),
-        destinations: addresses(live.iter().map(|r| (r.number, &r.to))),
+        sources: addresses(live.iter().filter_map(|r| Some((r.number, r.from.as_ref()?)))),
+        destinations: addresses(live.iter().filter_map(|r| Some((r.number, r.to.as_ref()?)))),
         traffic: traffic(&live),
+        labels: LabelIndex::new(rules, hosts.identities()),
     };
     (matcher, warnings)
 }

@@ -5,7 +5,7 @@
 //! its containers at the other: same rules, same order, same default.
 
 use overlay_wire::Prefix;
-use overlay_wire::policy::{Action, DefaultPolicy, PolicySet, PortRange, Protocol, RuleOptions};
+use overlay_wire::policy::{Action, DefaultPolicy, PolicySet, PortRange, Protocol, RuleOptions, Selector};
 
 use super::selector::{Addresses, resolve};
 use super::{HostResolver, default};
@@ -61,8 +61,16 @@ impl HostPolicy {
         // They are told by the compiled policy already.
         let mut warnings = Vec::new();
         for (number, (place, rule)) in (0u32..).zip(set.rules.iter().enumerate()) {
-            let from = resolve(&rule.from, place, hosts, &mut warnings);
-            let to = resolve(&rule.to, place, hosts, &mut warnings);
+            let mut end = |selector: &Selector| {
+                let addresses = resolve(selector, place, hosts, &mut warnings)?;
+                // Both ends are here, so labels of others' addresses say nothing.
+                Some(if matches!(selector, Selector::Label { .. }) {
+                    within(&addresses, containers)
+                } else {
+                    addresses
+                })
+            };
+            let (from, to) = (end(&rule.from), end(&rule.to));
             warnings.clear();
             let (Some(from), Some(to)) = (from, to) else { continue };
             let mut keep = |from: Addresses, to: Addresses, list: fn(&mut Self) -> &mut Vec<HostRule>| {

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use overlay_routing::fib::Fib;
 
-use super::Tuple;
 use super::bits::{RuleBits, Union, lowest_common};
+use super::labels::{LabelClass, LabelIndex, LabelUse, WITHOUT};
+use super::{FlowEnd, Tuple};
 
 /// The indexes of a compiled filter.
 #[derive(Clone, Debug, Default)]
@@ -13,6 +14,14 @@ pub(super) struct Matcher {
     pub(super) sources: AddressIndex,
     pub(super) destinations: AddressIndex,
     pub(super) traffic: TrafficIndex,
+    pub(super) labels: LabelIndex,
+}
+
+/// The rules that match a flow, and those that match it perhaps.
+pub(super) struct Matches<'a> {
+    sets: [Union<'a>; 3],
+    source: &'a LabelClass,
+    destination: &'a LabelClass,
 }
 
 /// Which rules match an address.
@@ -49,22 +58,45 @@ pub(super) struct PortIndex {
 static NONE: RuleBits = RuleBits::EMPTY;
 
 impl Matcher {
-    /// The first rule that matches.
+    /// Looks a flow up.
     #[inline]
-    pub(super) fn first(&self, tuple: &Tuple) -> Option<u32> {
-        lowest_common([
-            self.sources.lookup(tuple.src),
-            self.destinations.lookup(tuple.dst),
+    pub(super) fn look(&self, tuple: &Tuple, labels: LabelUse) -> Matches<'_> {
+        let (source, destination) = if self.labels.is_empty() || labels == LabelUse::Ignore {
+            (&WITHOUT, &WITHOUT)
+        } else {
+            (self.labels.class(tuple.src), self.labels.class(tuple.dst))
+        };
+        let sets = [
+            self.sources.lookup(tuple.src, &source.from),
+            self.destinations.lookup(tuple.dst, &destination.to),
             self.traffic.lookup(tuple.protocol, tuple.dst_port),
-        ])
+        ];
+        Matches { sets, source, destination }
+    }
+}
+
+impl Matches<'_> {
+    /// The first rule from this one on that matches, or does perhaps.
+    #[inline]
+    pub(super) fn first(&self, from: u32) -> Option<u32> {
+        lowest_common(&self.sets, from)
+    }
+
+    /// Whether a rule that was found matches only perhaps: the end whose labels it needs and that are not known.
+    #[inline]
+    pub(super) fn unknown(&self, rule: u32) -> Option<FlowEnd> {
+        if !self.source.is_known && self.source.from.contains(rule) {
+            return Some(FlowEnd::Source);
+        }
+        (!self.destination.is_known && self.destination.to.contains(rule)).then_some(FlowEnd::Destination)
     }
 }
 
 impl AddressIndex {
     #[inline]
-    fn lookup(&self, address: IpAddr) -> Union<'_> {
+    fn lookup<'a>(&'a self, address: IpAddr, by_labels: &'a RuleBits) -> Union<'a> {
         let class = self.class_of.lookup(address).and_then(|class| self.classes.get(*class as usize));
-        Union(&self.any, class.unwrap_or(&NONE))
+        Union(&self.any, class.unwrap_or(&NONE), by_labels)
     }
 }
 
@@ -73,10 +105,10 @@ impl TrafficIndex {
     fn lookup(&self, protocol: u8, port: u16) -> Union<'_> {
         if let Some((_, index)) = self.ports.iter().find(|(number, _)| *number == protocol) {
             let interval = index.starts.partition_point(|start| *start <= port).saturating_sub(1);
-            return Union(&self.any, index.rules.get(interval).unwrap_or(&NONE));
+            return Union(&self.any, index.rules.get(interval).unwrap_or(&NONE), &NONE);
         }
         let specific = self.protocols.binary_search_by_key(&protocol, |(number, _)| *number).ok();
         let specific = specific.and_then(|at| self.protocols.get(at)).map_or(&NONE, |(_, rules)| rules);
-        Union(&self.any, specific)
+        Union(&self.any, specific, &NONE)
     }
 }

@@ -8,6 +8,7 @@ mod bits;
 mod compile;
 mod default;
 mod host;
+mod labels;
 mod matcher;
 mod networks;
 mod published;
@@ -19,12 +20,14 @@ mod tests;
 use std::fmt;
 use std::net::IpAddr;
 
+use overlay_routing::identities::Identities;
 use overlay_routing::networks::Networks;
 use overlay_wire::Prefix;
 use overlay_wire::policy::{Action, DefaultPolicy, PolicySet, Rule, Selector};
 
 pub use default::Grounds;
 pub use host::{HostPolicy, HostRule, HostWay};
+pub use labels::LabelUse;
 pub use published::{Opening, Published};
 pub use selector::Addresses;
 
@@ -33,6 +36,9 @@ use matcher::Matcher;
 use networks::NetworkIndex;
 pub use record::RuleEvent;
 pub(crate) use record::RuleLog;
+
+/// Rules that match only perhaps and are looked at for one flow.
+const MAX_OPEN_RULES: usize = 64;
 
 /// What the filter sees of a flow: the translated tuple of its first packet.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -76,6 +82,33 @@ pub enum DecidedBy {
     Rule(u32),
     /// The default policy, on these grounds.
     Default(Grounds),
+    /// Nothing yet: whether this rule matches depends on labels that are not known here.
+    Labels {
+        /// The rule's place, counted from 0.
+        rule: u32,
+        /// Whose labels are missing.
+        of: FlowEnd,
+    },
+}
+
+/// One end of a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum FlowEnd {
+    /// Who opened it.
+    Source,
+    /// To whom.
+    Destination,
+}
+
+impl FlowEnd {
+    /// The address of this end.
+    #[must_use]
+    pub fn of(self, tuple: &Tuple) -> IpAddr {
+        match self {
+            Self::Source => tuple.src,
+            Self::Destination => tuple.dst,
+        }
+    }
 }
 
 /// What the filter says to a new flow.
@@ -92,6 +125,15 @@ impl Decision {
     #[must_use]
     pub fn allows(self) -> bool {
         self.action == Action::Allow
+    }
+
+    /// Whose labels must be known before there is an answer; until then the flow is denied.
+    #[must_use]
+    pub fn missing(self) -> Option<FlowEnd> {
+        match self.by {
+            DecidedBy::Labels { of, .. } => Some(of),
+            DecidedBy::Rule(_) | DecidedBy::Default(_) => None,
+        }
     }
 }
 
@@ -114,8 +156,8 @@ pub enum Warning {
         /// The name.
         name: String,
     },
-    /// The selector needs identities or services, which this version does not have.
-    #[error("rule {}: `{selector}` matches nothing in this version; use a prefix, host:NAME or net:NAME", rule + 1)]
+    /// The selector needs services, which this version does not have.
+    #[error("rule {}: `{selector}` matches nothing in this version; use a prefix, label=value, host:NAME or net:NAME", rule + 1)]
     Unsupported {
         /// The rule's place, counted from 0.
         rule: usize,
@@ -138,7 +180,7 @@ pub enum Warning {
     },
 }
 
-/// Finds the prefixes of a member or a network by its name.
+/// Finds the addresses of members, networks and labels.
 pub trait HostResolver {
     /// The prefixes of the member named `name`; `None` when there is no such member.
     fn prefixes(&self, name: &str) -> Option<Vec<Prefix>>;
@@ -146,6 +188,11 @@ pub trait HostResolver {
     /// Where the containers of the network named `name` are; `None` when there is no such network.
     fn network(&self, name: &str) -> Option<Vec<Prefix>> {
         let _ = name;
+        None
+    }
+
+    /// Which labels addresses carry, where that is known.
+    fn identities(&self) -> Option<&Identities> {
         None
     }
 }
@@ -180,6 +227,13 @@ impl CompiledPolicy {
     #[must_use]
     pub fn with_networks(self, networks: &Networks) -> Self {
         Self { networks: NetworkIndex::new(networks), ..self }
+    }
+
+    /// Whether labels can decide about any packet.
+    #[inline]
+    #[must_use]
+    pub fn speaks_of_labels(&self) -> bool {
+        !self.matcher.labels.is_empty()
     }
 
     /// What was accepted and does not do what it seems to.
@@ -233,17 +287,50 @@ impl CompiledPolicy {
         }
     }
 
-    /// Decides a flow by its tuple and the kind of place its two ends are.
+    /// Decides a flow by its tuple and the kind of place its two ends are. Labels count.
     #[must_use]
     pub fn decide(&self, tuple: &Tuple, from: End, to: End) -> Decision {
+        self.decide_with(tuple, from, to, LabelUse::Count)
+    }
+
+    /// Decides a flow by its tuple, the kind of place its two ends are, and labels where they count.
+    #[must_use]
+    pub fn decide_with(&self, tuple: &Tuple, from: End, to: End, labels: LabelUse) -> Decision {
         if let Some(grounds) = self.networks.forbids(tuple, from, to) {
             return Decision { action: Action::Reject, by: DecidedBy::Default(grounds) };
         }
-        match self.matcher.first(tuple) {
-            Some(rule) => {
-                let action = self.set.rules.get(rule as usize).map_or(Action::Deny, |rule| rule.action);
-                Decision { action, by: DecidedBy::Rule(rule) }
+        let matches = self.matcher.look(tuple, labels);
+        let mut next = 0;
+        let mut open: Option<(Decision, Action)> = None;
+        for _ in 0..MAX_OPEN_RULES {
+            let found = matches.first(next);
+            let Some((rule, of)) = found.and_then(|rule| Some((rule, matches.unknown(rule)?))) else {
+                let decision = self.settled(found, tuple, from, to);
+                // Where the rules that match perhaps say the same as what follows, it does not matter.
+                return match open {
+                    Some((unknown, action)) if action != decision.action => unknown,
+                    _ => decision,
+                };
+            };
+            let action = self.action(rule);
+            match &open {
+                None => open = Some((Decision { action: Action::Deny, by: DecidedBy::Labels { rule, of } }, action)),
+                Some((unknown, before)) if *before != action => return *unknown,
+                Some(_) => {}
             }
+            next = rule + 1;
+        }
+        open.map_or_else(|| self.settled(None, tuple, from, to), |(unknown, _)| unknown)
+    }
+
+    fn action(&self, rule: u32) -> Action {
+        self.set.rules.get(rule as usize).map_or(Action::Deny, |rule| rule.action)
+    }
+
+    /// What a rule that matches for certain says, or the default where none does.
+    fn settled(&self, rule: Option<u32>, tuple: &Tuple, from: End, to: End) -> Decision {
+        match rule {
+            Some(rule) => Decision { action: self.action(rule), by: DecidedBy::Rule(rule) },
             None if self.published.opens(tuple, from, to) => {
                 Decision { action: Action::Allow, by: DecidedBy::Default(Grounds::Published) }
             }

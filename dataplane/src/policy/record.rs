@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use overlay_wire::policy::Action;
 
 use super::Tuple;
+use crate::introductions::Introductions;
 
 /// Events kept until they are taken.
 const MAX_EVENTS: usize = 64;
@@ -47,16 +48,17 @@ pub struct RuleEvent {
     pub audit: bool,
 }
 
-/// Events of one worker, in fixed memory: what comes when it is full is counted only.
+/// What one worker has to tell of the filter, in fixed memory: events that come when it is full are counted only.
 #[derive(Debug)]
 pub(crate) struct RuleLog {
     events: Vec<RuleEvent>,
     suppressed: u64,
+    pub(crate) introductions: Introductions,
 }
 
 impl RuleLog {
     pub(crate) fn new() -> Self {
-        Self { events: Vec::with_capacity(MAX_EVENTS), suppressed: 0 }
+        Self { events: Vec::with_capacity(MAX_EVENTS), suppressed: 0, introductions: Introductions::new() }
     }
 
     pub(crate) fn push(&mut self, event: RuleEvent) {

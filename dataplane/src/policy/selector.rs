@@ -73,7 +73,12 @@ pub(super) fn resolve(
                 None
             }
         },
-        Selector::Label { .. } | Selector::Service(_) => {
+        // Of a host's own: who else carries the label is looked up for each packet.
+        Selector::Label { key, value } => {
+            let carrying = hosts.identities().into_iter().flat_map(|identities| identities.carrying(key, value));
+            Some(Addresses::Prefixes(carrying.map(Prefix::host).collect()))
+        }
+        Selector::Service(_) => {
             warnings.push(Warning::Unsupported { rule, selector: selector.clone() });
             None
         }

@@ -6,6 +6,7 @@ use overlay_wire::policy::{PortRange, Protocol, RuleOptions};
 use proptest::prelude::*;
 
 use super::*;
+use crate::testing::{Known, LABELS, identities, ip, prefix};
 
 fn hosts(name: &str) -> Option<Vec<Prefix>> {
     let list: &[&str] = match name {
@@ -22,7 +23,6 @@ fn policy(text: &str) -> CompiledPolicy {
 }
 
 fn tuple(src: &str, dst: &str, protocol: u8, dst_port: u16) -> Tuple {
-    let ip = |text: &str| text.parse().expect("a valid address in a test");
     Tuple { src: ip(src), dst: ip(dst), protocol, src_port: 40000, dst_port }
 }
 
@@ -69,8 +69,7 @@ fn rules_that_cannot_match_give_warnings_and_match_nothing() {
     assert_eq!(
         texts,
         [
-            "rule 1: `app=web` matches nothing in this version; use a prefix, host:NAME or net:NAME",
-            "rule 2: `service:db` matches nothing in this version; use a prefix, host:NAME or net:NAME",
+            "rule 2: `service:db` matches nothing in this version; use a prefix, label=value, host:NAME or net:NAME",
             "rule 3: no member is named `nobody`, so the rule matches nothing",
             "rule 4: source and destination have no address family in common, so the rule matches nothing",
             "rule 6: never decides, because rule 5 already matches all it matches",
@@ -121,6 +120,47 @@ prop_compose! {
     }
 }
 
+/// Addresses with labels, without, and of hosts that have not told.
+const LABELLED: [&str; 7] = ["10.42.1.5", "10.42.1.6", "10.42.1.7", "10.42.2.5", "10.42.2.6", "10.42.2.9", "10.42.3.9"];
+
+fn any_end() -> impl Strategy<Value = Selector> {
+    let label = |value: &str| Selector::Label { key: "role".to_owned(), value: value.to_owned() };
+    prop_oneof![
+        2 => Just(Selector::Any),
+        3 => prop_oneof![Just("web"), Just("db"), Just("nobody")].prop_map(label),
+        1 => Just(Selector::Prefix(prefix("10.42.2.0/24"))),
+    ]
+}
+
+/// What the rules say, read one after the other: the action, and whether labels are missing for it.
+fn perhaps(set: &PolicySet, tuple: &Tuple) -> (Action, bool) {
+    let identities = identities(&LABELS);
+    let matches = |selector: &Selector, address: IpAddr| match selector {
+        Selector::Any => Some(true),
+        Selector::Prefix(prefix) => Some(prefix.contains(address)),
+        Selector::Label { key, value } => Some(identities.labels(address)?.get(key) == Some(value)),
+        Selector::Host(_) | Selector::Network(_) | Selector::Service(_) => Some(false),
+    };
+    let mut open = Vec::new();
+    let by_default = if set.default == DefaultPolicy::Open { Action::Allow } else { Action::Deny };
+    let mut last = by_default;
+    for rule in &set.rules {
+        let ports = rule.ports.is_empty() || rule.ports.iter().any(|range| range.contains(tuple.dst_port));
+        if !rule.protocol.matches(tuple.protocol) || !ports {
+            continue;
+        }
+        match (matches(&rule.from, tuple.src), matches(&rule.to, tuple.dst)) {
+            (Some(false), _) | (_, Some(false)) => {}
+            (Some(true), Some(true)) => {
+                last = rule.action;
+                break;
+            }
+            _ => open.push(rule.action),
+        }
+    }
+    if open.iter().all(|action| *action == last) { (last, false) } else { (Action::Deny, true) }
+}
+
 proptest! {
     #[test]
     fn compiled_equals_walk(
@@ -137,7 +177,24 @@ proptest! {
                 continue;
             }
             let tuple = Tuple { src, dst, protocol, src_port: 0, dst_port };
-            prop_assert_eq!(compiled.matcher.first(&tuple), walk(&set, &tuple));
+            prop_assert_eq!(compiled.matcher.look(&tuple, LabelUse::Count).first(0), walk(&set, &tuple));
+        }
+    }
+
+    #[test]
+    fn compiled_labels_equal_walk(
+        rules in proptest::collection::vec((any_rule(), any_end(), any_end()), 0..60),
+        ends in proptest::collection::vec((0..LABELLED.len(), 0..LABELLED.len()), 1..20),
+        default in prop_oneof![Just(DefaultPolicy::Deny), Just(DefaultPolicy::Open)],
+    ) {
+        let rules = rules.into_iter().map(|(rule, from, to)| Rule { from, to, ..rule }).collect();
+        let set = PolicySet { default, rules };
+        let compiled = CompiledPolicy::compile(&set, &Known(identities(&LABELS)));
+        for (src, dst) in ends {
+            let tuple = Tuple { src: ip(LABELLED[src]), dst: ip(LABELLED[dst]), protocol: 6, src_port: 0, dst_port: 50 };
+            let decision = compiled.decide(&tuple, End::Member, End::Member);
+            prop_assert_eq!(decision.action, perhaps(&set, &tuple).0, "{:?}", decision);
+            prop_assert_eq!(decision.missing().is_some(), perhaps(&set, &tuple).1, "{:?}", decision);
         }
     }
 }

@@ -4,17 +4,20 @@
 //! set of tables: this host owns 10.42.1.0/24, the peers 10.42.2.0/24 and 10.42.3.0/24, and likewise in IPv6.
 
 use std::net::IpAddr;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use overlay_dataplane::policy::HostResolver;
 use overlay_dataplane::{
     CompiledPolicy, Conntrack, Cursor, Engine, FLOW_BYTES, FlowSelector, Limits, LocalAddresses, Pass, PeerInfo,
     RateTable, Reply, Route, SavedWhile, Tables, Verdict,
 };
 use overlay_routing::fib::Fib;
+use overlay_routing::identities::{HostIdentities, Identities};
+use overlay_wire::gossip::Labels;
 use overlay_wire::packet::Headers;
 use overlay_wire::policy::PolicySet;
-use overlay_wire::{Mtu, PeerIndex, Prefix, checksum};
+use overlay_wire::{HostId, Mtu, PeerIndex, Prefix, checksum};
 
 use super::Input;
 use super::packet::prepare;
@@ -67,7 +70,7 @@ fn written(table: &Conntrack, now: Instant) -> Vec<u8> {
 
 fn play(bytes: &[u8]) -> (Engine, Instant) {
     static TABLES: OnceLock<[Tables; 2]> = OnceLock::new();
-    let tables = TABLES.get_or_init(|| [tables(1, POLICY), tables(2, "default deny\n")]);
+    let tables = TABLES.get_or_init(|| [tables(1, POLICY), tables(2, LABELS)]);
     let start = Instant::now();
     let mut now = start;
     let mut engine = Engine::new(Limits { conntrack_entries: 64 }, [7; 16], start);
@@ -108,7 +111,7 @@ fn play(bytes: &[u8]) -> (Engine, Instant) {
         for fragment in released.drain(..) {
             assert!(Headers::parse(&fragment.packet).is_ok());
             assert_eq!(fragment.verdict.drop_reason(), None);
-            assert_ne!(fragment.verdict, Verdict::Held);
+            assert!(!matches!(fragment.verdict, Verdict::Held | Verdict::Wait(_)));
         }
         assert!(engine.conntrack().len() <= 64);
     }
@@ -138,6 +141,10 @@ fn check(tables: &Tables, origin: Option<PeerIndex>, headers: &Headers, verdict:
                 assert_eq!(owner(headers.dst), Some(Route::Local));
             }
         }
+        Verdict::Wait(address) => {
+            assert!([headers.src, headers.dst].contains(&address), "it waits for one of its ends");
+            assert!(matches!(owner(address), Some(Route::Peer(_))), "of its own containers a host knows the labels");
+        }
         Verdict::Drop(_) => {}
         Verdict::DropWithReply(_) => {
             let answer = Headers::parse(reply.packet()).expect("an answer parses");
@@ -147,6 +154,37 @@ fn check(tables: &Tables, origin: Option<PeerIndex>, headers: &Headers, verdict:
             assert!(checksum::verify_transport(reply.packet(), &answer));
         }
     }
+}
+
+const LABELS: &str = "allow tcp from role=web to any\nallow any from any to role=db\nreject udp from role=db to role=web\n\
+                      default deny\n";
+
+struct Labelled(Identities);
+
+impl HostResolver for Labelled {
+    fn prefixes(&self, _name: &str) -> Option<Vec<Prefix>> {
+        None
+    }
+
+    fn identities(&self) -> Option<&Identities> {
+        Some(&self.0)
+    }
+}
+
+/// One container of each host is known.
+fn identities() -> Identities {
+    let host = |address: [u8; 4], role: &str| {
+        let labels = Labels::from([("role".to_owned(), role.to_owned())]);
+        Arc::new(HostIdentities { addresses: vec![(IpAddr::from(address), Arc::new(labels))] })
+    };
+    let hosts = [
+        (None, host([10, 42, 1, 5], "web")),
+        (Some(HostId([2; 16])), host([10, 42, 2, 5], "db")),
+        (Some(HostId([3; 16])), host([10, 42, 3, 5], "other")),
+    ];
+    let uncertain = ["10.42.2.0/24", "10.42.3.0/24", "fd42:0:0:2::/64"];
+    let uncertain = uncertain.map(|text| text.parse().expect("a fixed prefix parses"));
+    Identities::new(hosts.into(), uncertain.to_vec())
 }
 
 fn tables(revision: u64, policy: &str) -> Tables {
@@ -168,7 +206,7 @@ fn tables(revision: u64, policy: &str) -> Tables {
             (prefix("10.42.3.0/24"), Route::Peer(PeerIndex(1))),
             (prefix("fd42:0:0:3::/64"), Route::Peer(PeerIndex(1))),
         ]),
-        policy: CompiledPolicy::compile(&set, &|_: &str| None),
+        policy: CompiledPolicy::compile(&set, &Labelled(identities())),
         revision,
         peers: vec![peer("h2", 1420), peer("h3", 600)],
         local: LocalAddresses {
@@ -178,5 +216,6 @@ fn tables(revision: u64, policy: &str) -> Tables {
             announced: Vec::new(),
         },
         rates: RateTable::default(),
+        services: overlay_dataplane::service::ServiceTable::default(),
     }
 }

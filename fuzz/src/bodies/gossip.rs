@@ -2,7 +2,8 @@
 
 use overlay_wire::gossip::codec::Reader;
 use overlay_wire::gossip::envelope::{Content, Envelope, IntroduceAckContent, IntroduceContent};
-use overlay_wire::gossip::{HostBody, Message, NamesBody, NetworksBody, Record, RoutesBody};
+use overlay_wire::gossip::identities::{Identities, place};
+use overlay_wire::gossip::{HostBody, IdentitiesBody, Message, NamesBody, NetworksBody, Record, RoutesBody};
 
 /// The clear envelope, and the contents sealed in it.
 pub fn envelope(bytes: &[u8]) {
@@ -50,6 +51,14 @@ pub fn record(bytes: &[u8]) {
     }
     if let Ok(body) = NamesBody::decode(bytes) {
         assert_eq!(body.encode().as_deref(), Ok(bytes));
+    }
+    if let Ok(body) = IdentitiesBody::decode(bytes) {
+        assert_eq!(body.encode().as_deref(), Ok(bytes));
+        let all: Identities = body.iter().map(|(address, labels)| (address, labels.clone())).collect();
+        // What fitted one record stays in it, and alone it needs no more.
+        assert_eq!(place(std::slice::from_ref(&body), &all), (vec![body], 0));
+        let (pieces, left_out) = place(&[], &all);
+        assert!(left_out == 0 && pieces.len() <= 2 && pieces.iter().all(|piece| piece.encode().is_ok()));
     }
     if let Ok(body) = RoutesBody::decode(bytes) {
         assert_eq!(body.encode().as_deref(), Ok(bytes));

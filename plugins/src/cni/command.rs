@@ -13,6 +13,7 @@ use super::config::NetworkConfig;
 use super::environment::Environment;
 use super::error::{self, CniError};
 use super::inspect::{self, Interface};
+use super::labels;
 use super::names;
 use super::result;
 use crate::daemon::Daemon;
@@ -68,6 +69,7 @@ fn add(config: &NetworkConfig, environment: &Environment) -> Result<Value, CniEr
         owner: Some(attachment::owner(&config.name)),
         engine: None,
         network: config.network()?,
+        labels: labels::of(config, environment)?,
     };
     let mut daemon = Daemon::connect(&config.socket()).map_err(|error| down(&error))?;
     let lease = prepare(&mut daemon, &request)?;

@@ -42,6 +42,12 @@ pub(super) struct NetworkConfig {
     /// The daemon's control socket.
     #[serde(default)]
     socket: Option<PathBuf>,
+    /// Labels of all its containers.
+    #[serde(default)]
+    pub(super) labels: Option<Map<String, Value>>,
+    /// What engines and callers add for one container.
+    #[serde(default)]
+    pub(super) args: Option<Map<String, Value>>,
     /// The overlay network of the containers; not the name of this list unless it says so.
     #[serde(default)]
     network: Option<String>,

@@ -10,6 +10,7 @@ mod config;
 mod environment;
 mod error;
 mod inspect;
+mod labels;
 mod names;
 mod ports;
 mod result;

@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use overlay_control::ControlError;
 use overlay_control::api::{AddressBook, EndpointLease, EndpointRequest, EngineNetwork};
 use overlay_wire::Prefix;
+use overlay_wire::gossip::Labels;
+use overlay_wire::gossip::identities::check_labels;
 use overlay_wire::gossip::networks::DEFAULT_NETWORK;
 use serde_json::{Map, Value, json};
 
@@ -26,6 +28,8 @@ const INTERFACE: &str = "eth";
 const GENERIC: &str = "com.docker.network.generic";
 const INTERNAL: &str = "com.docker.network.internal";
 const MTU: &str = "com.docker.network.driver.mtu";
+/// Labels of an endpoint (`--network name=NET,driver-opt=overlay.label.role=web`) begin with this.
+const LABEL: &str = "overlay.label.";
 const PORTS: &str = "com.docker.network.portmap";
 /// Ports of one container at most.
 const MAX_PORTS: usize = 4096;
@@ -91,6 +95,15 @@ pub(super) fn ports(options: &Map<String, Value>) -> Result<Option<Vec<PortBindi
         return Err(Refusal::new(format!("overlayd: more than {MAX_PORTS} published ports")));
     }
     Ok(Some(ports))
+}
+
+/// The labels that an endpoint's options give it.
+fn labels(options: &Map<String, Value>) -> Result<Labels, Refusal> {
+    let given = options.iter().filter_map(|(key, value)| Some((key.strip_prefix(LABEL)?, value)));
+    let labels: Labels =
+        given.map(|(key, value)| (key.to_owned(), value.as_str().unwrap_or_default().to_owned())).collect();
+    check_labels(&labels).map_err(|why| Refusal::new(format!("overlayd: {why}")))?;
+    Ok(labels)
 }
 
 impl Driver {
@@ -187,6 +200,7 @@ impl Driver {
             addresses,
             sandbox: None,
             ports: ports(&call.options)?.unwrap_or_default(),
+            labels: labels(&call.options)?,
             unpublishing: false,
             since: now_unix(),
             leads: false,
@@ -233,6 +247,7 @@ impl Driver {
             addresses: endpoint.addresses,
             owner: Some(format!("{OWNER}{}", call.network)),
             network: cluster.clone(),
+            labels: endpoint.labels,
             engine: Some(EngineNetwork { gateways: gateways.clone(), mtu: network.mtu, internal: network.internal }),
         };
         let mut daemon = self.daemon(deadline)?;
@@ -459,6 +474,19 @@ mod tests {
         }
         assert_eq!(ports(json!({ PORTS: null }).as_object().unwrap()).unwrap(), None);
         assert!(ports(json!({ PORTS: [{ "Proto": "tcp" }] }).as_object().unwrap()).is_err());
+    }
+
+    #[test]
+    fn options_of_an_endpoint_give_it_labels() {
+        let read = |value: Value| labels(value.as_object().unwrap());
+        let given = json!({ "overlay.label.role": "web", "overlay.label.a/b": "1", "com.docker.x": {}, "role": "no" });
+        let wanted = Labels::from([("a/b".into(), "1".into()), ("role".into(), "web".into())]);
+        assert_eq!(read(given).unwrap(), wanted);
+        for bad in
+            [json!({ "overlay.label.role": "we b" }), json!({ "overlay.label.": "x" }), json!({ "overlay.label.r": 7 })]
+        {
+            assert!(read(bad.clone()).is_err(), "{bad}");
+        }
     }
 
     #[test]

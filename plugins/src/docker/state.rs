@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use overlay_wire::Prefix;
+use overlay_wire::gossip::Labels;
 use serde::{Deserialize, Serialize};
 
 use super::message::PortBinding;
@@ -127,6 +128,9 @@ pub(super) struct Endpoint {
     /// Whether the routes to the overlay lead over this endpoint's link, and not over another of the same container.
     #[serde(default)]
     pub(super) leads: bool,
+    /// Its labels in the overlay.
+    #[serde(default)]
+    pub(super) labels: Labels,
     /// Whether dockerd deleted it; the daemon may have it still.
     #[serde(default)]
     pub(super) deleted: bool,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use overlay_wire::HostId;
 use overlay_wire::gossip::envelope::Envelope;
+use overlay_wire::gossip::identities::Identities as PublishedIdentities;
 use overlay_wire::gossip::{Message, NetworkEntry, PlainStatus, RecordKey, RecordKind, RouteAnnouncement};
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
@@ -21,6 +22,7 @@ mod config;
 mod contact;
 pub(crate) mod crypto;
 mod detect;
+mod identities;
 mod introduced;
 mod limiter;
 mod membership;
@@ -49,11 +51,13 @@ pub use paths::DataPath;
 pub use reflexive::{ReflexiveUse, is_reachable_from_elsewhere};
 pub use view::{DownReason, GossipCounters, GossipEvent, MemberState, MemberView, Transmit};
 
+use crate::identities::Identities;
 use crate::identity::IdentityKey;
 use crate::networks::Networks;
 use crate::rib::Rib;
 use check::Questions;
 use crypto::Sealed;
+use identities::IdentityCache;
 use limiter::{Bucket, ContactLimiter};
 use pair::OpenError;
 use peer::{MEMBER_RATE, Outcomes, Peer};
@@ -124,6 +128,9 @@ pub struct Gossip {
     rib: Arc<Rib>,
     own_networks: BTreeMap<String, NetworkEntry>,
     networks: Arc<Networks>,
+    own_identities: PublishedIdentities,
+    identities: Arc<Identities>,
+    identity_cache: IdentityCache,
     routes_stale: bool,
     /// When stale routes are rebuilt at the latest.
     next_settle: Instant,
@@ -198,6 +205,9 @@ impl Gossip {
             rib: Arc::default(),
             own_networks: BTreeMap::new(),
             networks: Arc::default(),
+            own_identities: PublishedIdentities::new(),
+            identities: Arc::default(),
+            identity_cache: IdentityCache::default(),
             routes_stale: true,
             next_settle: now,
             endpoints: BTreeSet::new(),

@@ -94,6 +94,6 @@ impl Gossip {
 
 /// Where a host with these prefixes may answer itself: the address behind the network address of each. Which of them it
 /// uses depends on their order, which the record does not keep.
-fn host_addresses(prefixes: &[Prefix]) -> impl Iterator<Item = IpAddr> + '_ {
+pub(super) fn host_addresses(prefixes: &[Prefix]) -> impl Iterator<Item = IpAddr> + '_ {
     prefixes.iter().map(|prefix| prefix.nth(1).unwrap_or_else(|| prefix.addr()))
 }

@@ -82,6 +82,7 @@ pub(super) struct Peer {
     /// Records sent on request of a digest, so that one it does not want is not sent every second.
     pub(super) offered: BTreeMap<RecordKey, Offer>,
     pub(super) verdicts: Verdicts,
+    pub(super) identities: IdentityExchange,
     /// What the index of timers holds for it.
     pub(super) timer: Option<Instant>,
 }
@@ -179,6 +180,15 @@ pub(super) struct Verdicts {
     pub(super) pause: Duration,
 }
 
+/// What was told and asked about labels of containers.
+#[derive(Debug, Clone, Default)]
+pub(super) struct IdentityExchange {
+    /// The versions of this host's IDENTITIES records sent to the member, by shard.
+    pub(super) told: BTreeMap<u16, u64>,
+    /// When the member was last asked for its own.
+    pub(super) asked: Option<Instant>,
+}
+
 impl Peer {
     pub(super) fn new(member: StaticMember, authority: Authority, now: Instant, first_contact: Instant) -> Self {
         Self {
@@ -222,6 +232,7 @@ impl Peer {
             last_older_run: None,
             offered: BTreeMap::new(),
             verdicts: Verdicts::default(),
+            identities: IdentityExchange::default(),
             timer: None,
         }
     }

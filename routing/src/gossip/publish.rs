@@ -8,13 +8,14 @@ use overlay_wire::HostId;
 use overlay_wire::gossip::body::{
     BodyError, FEATURE_NAT, MAX_CERTIFIED_HOST_BODY_BYTES, MAX_ENDPOINTS, MAX_ROUTES_PER_RECORD,
 };
+use overlay_wire::gossip::identities::MAX_IDENTITY_SHARDS;
 use overlay_wire::gossip::message::MAX_VERDICTS;
 use overlay_wire::gossip::names::MAX_NAME_SHARDS;
 use overlay_wire::gossip::networks::MAX_NETWORK_SHARDS;
 use overlay_wire::gossip::record::MAX_BODY_BYTES;
 use overlay_wire::gossip::{
-    HostBody, Message, NamesBody, NetworksBody, PlainStatus, Record, RecordKey, RecordKind, RouteAnnouncement,
-    RoutesBody,
+    HostBody, IdentitiesBody, Message, NamesBody, NetworksBody, PlainStatus, Record, RecordKey, RecordKind,
+    RouteAnnouncement, RoutesBody,
 };
 use overlay_wire::membership::certificate::decode_certificate_body;
 use overlay_wire::membership::{PolicyShard, PolicyStatus};
@@ -23,7 +24,7 @@ use rand_core::RngCore as _;
 use super::config::{GossipError, OwnHost};
 use super::contact::is_host_record;
 use super::pair::{OwnSide, Pair};
-use super::peer::{GRE_KEY_OVERLAP, Peer};
+use super::peer::{GRE_KEY_OVERLAP, IdentityExchange, Peer};
 use super::store::{Freshness, MAX_RECORDS_PER_OWNER, Merge, record_hash};
 use super::view::{DownReason, GossipEvent, MemberState};
 use super::{Gossip, PROTOCOL_VERSIONS, RECLAIM_GAP};
@@ -112,13 +113,16 @@ impl Gossip {
         record.signature = self.identity.sign(&record.signed_bytes(&self.cluster));
         self.store.merge(record);
         self.published_here.insert(key);
-        self.own_version = version;
-        for peer in self.peers.values_mut() {
-            peer.verdicts.next_request = None;
-            peer.verdicts.pause = VERDICT_PAUSE.0;
+        // Of labels nobody has a verdict, and they change with every container.
+        if key.kind != RecordKind::IDENTITIES {
+            self.own_version = version;
+            for peer in self.peers.values_mut() {
+                peer.verdicts.next_request = None;
+                peer.verdicts.pause = VERDICT_PAUSE.0;
+            }
+            self.next_verdicts = now;
+            self.next_tick = self.next_tick.min(now + Duration::from_millis(100));
         }
-        self.next_verdicts = now;
-        self.next_tick = self.next_tick.min(now + Duration::from_millis(100));
         self.queue_push(key, now);
         self.routes_stale = true;
         self.emit(GossipEvent::RecordChanged { key });
@@ -240,6 +244,7 @@ impl Gossip {
                 peer.previous_gre_key = Some((old.gre_key(), now + GRE_KEY_OVERLAP));
             }
             peer.validated_source = None;
+            peer.identities = IdentityExchange::default();
             // A run with fresh keys has heard nothing from us yet, nor we from it.
             (peer.plain_heard, peer.plain_theirs) = (PlainStatus::Unknown, PlainStatus::Unknown);
             peer.pair = body.and_then(|body| Pair::new(&own, host, body.box_key, body.boot_epoch));
@@ -279,7 +284,9 @@ impl Gossip {
         let rib = Rib::build(&self.rib_input());
         self.refresh_published(&rib);
         self.settle_networks(&rib);
-        if rib.claims() == self.rib.claims() {
+        let has_moved = rib.claims() != self.rib.claims();
+        self.settle_identities(&rib, has_moved);
+        if !has_moved {
             return;
         }
         let before: Vec<Refused> = self.rib.refused().collect();
@@ -442,6 +449,10 @@ pub(super) fn is_valid_body(record: &Record) -> bool {
         RecordKind::NAMES => {
             usize::from(record.key.shard) < MAX_NAME_SHARDS
                 && (record.is_withdrawal() || NamesBody::decode(&record.body).is_ok())
+        }
+        RecordKind::IDENTITIES => {
+            usize::from(record.key.shard) < MAX_IDENTITY_SHARDS
+                && (record.is_withdrawal() || IdentitiesBody::decode(&record.body).is_ok())
         }
         RecordKind::NETWORKS => {
             usize::from(record.key.shard) < MAX_NETWORK_SHARDS

@@ -5,6 +5,7 @@ mod certified;
 mod check;
 mod cluster;
 mod forgery;
+mod identities;
 mod large;
 mod paths;
 mod probing;

@@ -1,6 +1,6 @@
 //! What the gossip state machine reports: datagrams to send, events, and the state of each member.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use overlay_wire::HostId;
@@ -135,6 +135,17 @@ pub enum GossipEvent {
     RoutesChanged,
     /// [`super::Gossip::networks`] changed.
     NetworksChanged,
+    /// [`super::Gossip::identities`] changed.
+    IdentitiesChanged,
+    /// A member gave labels to addresses that it does not own, or to its host's own; they do not count.
+    IdentityRefused {
+        /// The member.
+        host: HostId,
+        /// One of the addresses.
+        address: IpAddr,
+        /// How many there are.
+        count: usize,
+    },
     /// A claim was refused that was not refused before.
     RouteRefused(Box<Refused>),
     /// A member told what it made of our announced prefixes.
@@ -319,6 +330,8 @@ pub struct GossipCounters {
     pub unknown_message: u64,
     /// Records refused: unknown owner, signature, limits or body.
     pub records_refused: u64,
+    /// Labels refused: of addresses that the signer does not own, and of hosts themselves.
+    pub identities_refused: u64,
     /// Datagrams dropped because the send queue was full.
     pub queue_full: u64,
 }

@@ -99,6 +99,26 @@ fn wanted_address_and_hardware_address_are_given_or_refused_with_the_reason() {
 }
 
 #[test]
+fn labels_come_from_the_list_the_engine_and_the_caller() {
+    let Some(overlay) = overlay() else { return };
+    let view = overlay.lab.add_namespace("labelled").unwrap();
+    let mut cni = Cni::new(&overlay.lab, "h1", "1.0.0", "labelled", &view);
+    cni.arguments = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_UID=1-2".to_owned();
+    let given = [
+        ("labels", json!({ "role": "none", "site": "a" })),
+        ("args", json!({ "cni": { "labels": [{ "key": "role", "value": "web" }] } })),
+    ];
+    cni.call("ADD", &given).ok();
+    let labels: Vec<String> =
+        endpoints(&overlay, "h1")[0].labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    assert_eq!(labels, ["K8S_POD_NAMESPACE=shop", "role=web", "site=a"]);
+    cni.call("DEL", &[]).ok();
+    let refused = cni.call("ADD", &[("labels", json!({ "role": "we b" }))]);
+    assert!(refused.refused(7).contains("we b"));
+    assert!(endpoints(&overlay, "h1").is_empty(), "a refused one leaves nothing");
+}
+
+#[test]
 fn mapped_ports_come_and_go_with_the_container() {
     let Some(overlay) = overlay() else { return };
     let _logs = overlay.lab.logs_on_failure();

@@ -7,6 +7,7 @@ mod chaos;
 mod compose;
 mod engine;
 mod faults;
+mod modes;
 mod networks;
 mod ports;
 mod transcripts;

@@ -15,7 +15,7 @@ use crate::policy::is_name;
 
 /// The network that every endpoint without another one is in; it is never announced.
 pub const DEFAULT_NETWORK: &str = "default";
-/// The most NETWORKS records of one host: the store keeps 64 records of an owner, and policy may take 32.
+/// The most NETWORKS records of one host: the store keeps 96 records of an owner, and policy may take 32.
 pub const MAX_NETWORK_SHARDS: usize = 8;
 /// The most networks of one host.
 pub const MAX_NETWORKS: usize = 64;

@@ -35,6 +35,8 @@ impl RecordKind {
     pub const NETWORKS: Self = Self(7);
     /// Names of containers on the host.
     pub const NAMES: Self = Self(8);
+    /// Labels of containers on the host, by address.
+    pub const IDENTITIES: Self = Self(9);
 }
 
 /// The name of a record; versions of one key replace each other.

@@ -5,9 +5,14 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use overlay_dataplane::policy::HostResolver;
 use overlay_dataplane::{CompiledPolicy, DecidedBy, End, Tuple};
+use overlay_routing::identities::{HostIdentities, Identities};
+use overlay_wire::HostId;
+use overlay_wire::gossip::Labels;
 use overlay_wire::policy::{DefaultPolicy, PolicySet, Rule, RuleOptions, Selector};
 use proptest::prelude::*;
+use std::sync::Arc;
 
 use super::super::tests::config;
 use super::*;
@@ -23,9 +28,33 @@ fn hosts(name: &str) -> Option<Vec<Prefix>> {
     Some(list.iter().map(|text| text.parse().unwrap()).collect())
 }
 
+/// The same, with labels of two containers and of the host.
+struct Known(Identities);
+
+impl HostResolver for Known {
+    fn prefixes(&self, name: &str) -> Option<Vec<Prefix>> {
+        hosts(name)
+    }
+
+    fn identities(&self) -> Option<&Identities> {
+        Some(&self.0)
+    }
+}
+
+fn known() -> Known {
+    let web = Arc::new(Labels::from([("app".to_owned(), "web".to_owned())]));
+    let host = |list: &[&str]| {
+        let addresses = list.iter().map(|text| (text.parse().unwrap(), Arc::clone(&web))).collect();
+        Arc::new(HostIdentities { addresses })
+    };
+    let own = host(&["10.42.1.1", "10.42.1.4", "10.42.1.5", "fd42:0:0:1::4"]);
+    let hosts = [(None, own), (Some(HostId([2; 16])), host(&["10.42.2.5"]))];
+    Known(Identities::new(hosts.into(), Vec::new()))
+}
+
 fn script_of(set: &PolicySet) -> String {
     let config = config(Path::new("/nowhere"));
-    script(&config, &HostPolicy::new(set, &hosts, &config.own_prefixes))
+    script(&config, &HostPolicy::new(set, &known(), &config.own_prefixes))
 }
 
 /// What conntrack and the headers say of one packet.
@@ -301,6 +330,7 @@ fn check(set: &PolicySet, ruleset: &Ruleset, compiled: &CompiledPolicy, flow: Tu
             None => format!("rule {}", place + 1),
         },
         DecidedBy::Default(_) => "default".to_owned(),
+        DecidedBy::Labels { .. } => panic!("a host knows the labels of its containers: {decision:?}"),
     };
     for (state, direction) in [("new", "original"), ("established", "original"), ("established", "reply")] {
         let packet = Packet::of(flow, way, state, direction);
@@ -375,7 +405,7 @@ proptest! {
         ),
     ) {
         let set = PolicySet { default, rules };
-        let compiled = CompiledPolicy::compile(&set, &hosts);
+        let compiled = CompiledPolicy::compile(&set, &known());
         let ruleset = Ruleset::read(&script_of(&set));
         for ((container, host), opened_by_host, protocol, port) in flows {
             let (way, src, dst) = if opened_by_host {
