@@ -2,6 +2,7 @@
 
 use overlay_control::api::Request;
 use overlay_netns_harness::wait_for;
+use overlay_wire::Prefix;
 use overlay_wire::policy::PolicySet;
 use serde_json::json;
 
@@ -40,7 +41,8 @@ fn docker_network_of_one_name_on_two_hosts_is_one_network_apart_from_others() {
     assert!(page.starts_with("HTTP/1.") && page.ends_with("the page"), "{page:?}");
     assert!(one.pings("web", &client));
     let v6 = one.run("inspect -f {{.NetworkSettings.Networks.front.GlobalIPv6Address}} web");
-    assert!(v6.starts_with("fd42:0:0:1:") && two.pings("client", &v6), "{v6}");
+    let own: Prefix = "fd42:0:0:1::/64".parse().unwrap();
+    assert!(own.contains(v6.parse().unwrap()) && two.pings("client", &v6), "{v6}");
     let gateway = two.run("inspect -f {{.NetworkSettings.Networks.front.Gateway}} client");
     assert!(gateway.starts_with("10.42.2.") && two.pings("client", &gateway), "{gateway}");
     // A neighbour on the same host, and one that Docker does not know in the same network.
@@ -117,25 +119,4 @@ fn docker_network_of_one_name_on_two_hosts_is_one_network_apart_from_others() {
     drop(outsider);
     overlay.lab.ctl_ok("h2", &["network", "rm", "front"]).unwrap();
     nothing_left(&overlay, "h2");
-}
-
-#[test]
-fn docker_network_that_is_a_bridge_in_the_cluster_joins_neighbours_and_other_hosts() {
-    let Some(overlay) = overlay() else { return };
-    let _logs = overlay.lab.logs_on_failure();
-    overlay.lab.ctl_ok("h2", &["network", "create", "lan", "--mode", "bridge"]).unwrap();
-    let outsider = Outsider::attach(&overlay, "h2", "h2lan", "lan");
-    let docker = Docker::started(&overlay.lab, "h1");
-    docker.run(&format!("network create {DRIVER} --ipv6 lan"));
-    docker.start("one", "--network lan", "sleep 600");
-    docker.start("other", "--network lan", "sleep 600");
-    assert_eq!(networks(&overlay, "h1")[0].mode.name(), "bridge");
-    let v6 = docker.run("inspect -f {{.NetworkSettings.Networks.lan.GlobalIPv6Address}} other");
-    assert!(docker.pings("one", &docker.address("other", "lan")) && docker.pings("one", &v6));
-    assert!(docker.pings("one", &outsider.container.v4.to_string()) && outsider.reaches(&docker.address("one", "lan")));
-    docker.run("rm -f one other");
-    docker.run("network rm lan");
-    nothing_left(&overlay, "h1");
-    drop(outsider);
-    overlay.lab.ctl_ok("h2", &["network", "rm", "lan"]).unwrap();
 }
