@@ -120,3 +120,27 @@ fn docker_network_of_one_name_on_two_hosts_is_one_network_apart_from_others() {
     overlay.lab.ctl_ok("h2", &["network", "rm", "front"]).unwrap();
     nothing_left(&overlay, "h2");
 }
+
+#[test]
+fn docker_network_that_is_a_bridge_in_the_cluster_joins_neighbours_and_other_hosts() {
+    let Some(overlay) = overlay() else { return };
+    let _logs = overlay.lab.logs_on_failure();
+    overlay.lab.ctl_ok("h2", &["network", "create", "lan", "--mode", "bridge"]).unwrap();
+    let outsider = Outsider::attach(&overlay, "h2", "h2lan", "lan");
+    let docker = Docker::started(&overlay.lab, "h1");
+    docker.run(&format!("network create {DRIVER} --ipv6 lan"));
+    docker.start("one", "--network lan", "sleep 600");
+    docker.start("other", "--network lan", "sleep 600");
+    let lan = networks(&overlay, "h1").into_iter().find(|network| network.name == "lan").unwrap();
+    assert_eq!(lan.mode.name(), "bridge");
+    let v6 = docker.run("inspect -f {{.NetworkSettings.Networks.lan.GlobalIPv6Address}} other");
+    let said = docker.run("exec one ip route") + &docker.run("exec one ip -6 route");
+    assert!(docker.pings("one", &docker.address("other", "lan")), "{said}");
+    assert!(docker.pings("one", &v6), "{said}");
+    assert!(docker.pings("one", &outsider.container.v4.to_string()) && outsider.reaches(&docker.address("one", "lan")));
+    docker.run("rm -f one other");
+    docker.run("network rm lan");
+    nothing_left(&overlay, "h1");
+    drop(outsider);
+    overlay.lab.ctl_ok("h2", &["network", "rm", "lan"]).unwrap();
+}

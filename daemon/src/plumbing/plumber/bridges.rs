@@ -12,7 +12,7 @@ use overlay_wire::gossip::NetworkMode;
 use overlay_wire::gossip::networks::DEFAULT_NETWORK;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute};
 
-use super::{Lease, Plumber, PlumbingError, Reconciled, Scope};
+use super::{Lease, Plumber, PlumbingError, Reconciled, Scope, host_length};
 use crate::plumbing::bridge_guard;
 use crate::plumbing::desired::Attachment;
 use crate::plumbing::endpoint::{self, GATEWAY_V6};
@@ -109,16 +109,23 @@ impl Plumber {
             let result = self.kernel.change_link(link.index, vec![LinkAttribute::Controller(bridge.index)]).await;
             outcome.note(result, || format!("made {} a port of {}", link.name, bridge.name));
         }
-        if !lease.addresses.iter().any(IpAddr::is_ipv6) {
+        let mut wanted: Vec<(IpAddr, u8)> =
+            lease.link_gateways.iter().map(|address| (*address, host_length(*address))).collect();
+        if lease.addresses.iter().any(IpAddr::is_ipv6) {
+            wanted.push((GATEWAY_V6, 64));
+        }
+        if wanted.is_empty() {
             return;
         }
-        match self.kernel.addresses(bridge.index).await {
-            Ok(present) if present.iter().any(|(address, _)| *address == GATEWAY_V6) => {}
-            Ok(_) => {
-                let result = self.kernel.add_address(bridge.index, GATEWAY_V6, 64).await;
-                outcome.note(result, || format!("added {GATEWAY_V6} to {}", bridge.name));
+        let present = match self.kernel.addresses(bridge.index).await {
+            Ok(present) => present,
+            Err(error) => return outcome.problems.push(Problem::from(&error)),
+        };
+        for (address, length) in wanted {
+            if !present.iter().any(|(there, _)| *there == address) {
+                let result = self.kernel.add_address(bridge.index, address, length).await;
+                outcome.note(result, || format!("added {address} to {}", bridge.name));
             }
-            Err(error) => outcome.problems.push(Problem::from(&error)),
         }
     }
 
