@@ -19,7 +19,7 @@ use overlay_wire::{Encapsulation, Prefix};
 
 pub(crate) use dns::Dns;
 pub(crate) use nat::{HostPort, Nat, Target};
-pub(crate) use plugin::{Cni, CniPlaces, Docker, Plugin};
+pub(crate) use plugin::{Cni, CniPlaces, Docker, DockerParts, Plugin};
 
 pub(crate) use capture::{Capture, CaptureVerdictWord, Trace};
 pub(crate) use limit::{Limit, LimitDirection};

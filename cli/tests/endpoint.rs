@@ -140,7 +140,7 @@ fn failure_in_the_namespace_is_undone_and_said() {
     let output = namespaces.ctl(&daemon, &["endpoint", "add", "web", "--netns", &path]);
     assert_eq!(code(&output), 1);
     let text = stderr(&output);
-    assert!(text.starts_with("error[NAMESPACE]: `nsenter ") && text.contains("name eth0` failed"), "{text}");
+    assert!(text.starts_with("error[NAMESPACE]: `ip link set ") && text.contains("name eth0` failed"), "{text}");
     assert_eq!(*log.lock().expect("not poisoned"), ["prepare", "abort"]);
     assert_eq!(namespaces.ip_ok(container, "-o link show"), before, "the namespace is as it was");
     assert_ne!(code(&namespaces.ip(&namespaces.host, &format!("link show {HOST_LINK}"))), 0, "no link is left");

@@ -50,6 +50,7 @@ pub struct Engine {
     counters: Counters,
     start: Instant,
     expired: Instant,
+    delay: Duration,
 }
 
 /// How the checks end, before the verdict is written.
@@ -105,6 +106,7 @@ impl Engine {
             counters: Counters::default(),
             start,
             expired: start,
+            delay: Duration::ZERO,
         }
     }
 
@@ -163,6 +165,18 @@ impl Engine {
         (verdict, notes)
     }
 
+    /// How long the packet decided last is to wait before it goes where its verdict says: a limit on its rate.
+    #[inline]
+    #[must_use]
+    pub fn delay(&self) -> Duration {
+        self.delay
+    }
+
+    /// Counts packets that there was no room to keep for their delay.
+    pub fn count_no_room(&mut self, segments: u32) {
+        self.counters.count_drop(DropReason::RateLimit, segments);
+    }
+
     /// Counts a packet that could not be parsed.
     pub fn malformed(&mut self, _error: &ParseError) -> Verdict {
         self.counters.count_drop(DropReason::Malformed, 1);
@@ -178,6 +192,7 @@ impl Engine {
         reply: &mut Reply,
     ) -> Verdict {
         let headers = input.headers;
+        self.delay = Duration::ZERO;
         match self.decide(recorder, input, packet) {
             Fate::Go(path) => {
                 recorder.note(|notes| {
@@ -193,11 +208,14 @@ impl Engine {
                         return self.answer(input, packet, DropReason::TooBig, Answer::TooBig(mtu), reply);
                     }
                 };
-                if !input.tables.rates.is_empty()
-                    && let Err(reason) = limit(recorder, input, &path)
-                {
-                    self.counters.count_drop(reason, input.segments);
-                    return Verdict::Drop(reason);
+                if !input.tables.rates.is_empty() {
+                    match limit(recorder, input, &path) {
+                        Ok(delay) => self.delay = delay,
+                        Err(reason) => {
+                            self.counters.count_drop(reason, input.segments);
+                            return Verdict::Drop(reason);
+                        }
+                    }
                 }
                 self.accept(input, &path, mtu)
             }
@@ -439,7 +457,7 @@ fn peers(origin: Origin, path: &Path) -> (Option<PeerIndex>, Option<PeerIndex>) 
 }
 
 /// Asks the limits on rates.
-fn limit<R: Recorder>(recorder: &mut R, input: &Input<'_>, path: &Path) -> Result<(), DropReason> {
+fn limit<R: Recorder>(recorder: &mut R, input: &Input<'_>, path: &Path) -> Result<Duration, DropReason> {
     recorder.note(|notes| notes.reached = Stage::Rate);
     let Input { tables, origin, headers, segments, now, .. } = *input;
     let load = Load::of(headers, segments);

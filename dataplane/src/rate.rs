@@ -2,7 +2,9 @@
 //!
 //! A bucket is one number: when it will be full again (the generic cell rate algorithm, ITU-T I.371). A packet passes while
 //! anything is left, and may leave the bucket in debt: a super-packet larger than what is left goes whole, and the long
-//! run keeps the rate. What is over the rate is dropped; nothing is queued.
+//! run keeps the rate. What is over the rate waits for its turn, which is known when it comes, and is dropped when that
+//! is too far away: a TCP stream then finds the rate by the length of the queue and keeps it, where drops alone would hold
+//! it at half. There is one time for each packet and no queue here; the caller keeps the packets.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,6 +27,15 @@ pub const MAX_RATE: u64 = 1_000_000_000_000;
 const DEFAULT_BURST: Duration = Duration::from_millis(50);
 /// Two super-packets, in bytes: with less a TCP stream would not get up to its rate.
 pub const MIN_BURST: u64 = 128 * 1024;
+
+/// How long a packet may wait, unless that is less than [`LEAST_WAITING`] or more than [`MOST_WAITING`].
+const PATIENCE: Duration = Duration::from_millis(50);
+/// So many bytes and packets may wait at a slow rate, for no longer than [`LONGEST_WAIT`]: enough for a TCP stream to lose one
+/// and to notice by the others.
+const LEAST_WAITING: (u64, u64) = (32 * 1024, 16);
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
+/// And no more at a fast one.
+const MOST_WAITING: (u64, u64) = (4 << 20, 4096);
 
 /// What one direction is limited to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -59,21 +70,31 @@ struct Bucket {
     per_second: u64,
     /// Units in a burst, as the time they take to fill.
     burst_ns: u64,
+    /// How long a packet may wait for a token.
+    patience_ns: u64,
     /// When it is full again, in nanoseconds since the table's zero.
     full_at: AtomicU64,
 }
 
 impl Bucket {
-    fn new(per_second: u64, burst: u64) -> Self {
-        let burst_ns = u128::from(burst) * u128::from(NANOS) / u128::from(per_second.max(1));
-        let burst_ns = u64::try_from(burst_ns).unwrap_or(u64::MAX).clamp(1, u64::MAX / 4);
-        Self { per_second: per_second.max(1), burst_ns, full_at: AtomicU64::new(0) }
+    /// `least` and `most` are the units that may wait.
+    fn new(per_second: u64, burst: u64, (least, most): (u64, u64)) -> Self {
+        let per_second = per_second.max(1);
+        let time = |units: u64| {
+            let nanos = u128::from(units) * u128::from(NANOS) / u128::from(per_second);
+            u64::try_from(nanos).unwrap_or(u64::MAX)
+        };
+        let nanos = |time: Duration| time.as_nanos() as u64;
+        let patience_ns = nanos(PATIENCE).min(time(most)).max(time(least).min(nanos(LONGEST_WAIT)));
+        Self { per_second, burst_ns: time(burst).clamp(1, u64::MAX / 4), patience_ns, full_at: AtomicU64::new(0) }
     }
 
-    /// Whether any token is left.
+    /// How long until any token is left, in nanoseconds; `None` when that is too long.
     #[inline]
-    fn has_any(&self, now_ns: u64) -> bool {
-        self.full_at.load(Ordering::Relaxed).saturating_sub(now_ns) < self.burst_ns
+    fn wait(&self, now_ns: u64) -> Option<u64> {
+        let ahead = self.full_at.load(Ordering::Relaxed).saturating_sub(now_ns);
+        let wait = (ahead + 1).saturating_sub(self.burst_ns);
+        (wait <= self.patience_ns).then_some(wait)
     }
 
     /// Takes tokens, into debt if need be.
@@ -96,21 +117,24 @@ struct Buckets {
 
 impl Buckets {
     fn new(rate: Rate) -> Self {
-        let bits = rate.bits.zip(rate.burst_bytes()).map(|(bits, burst)| Bucket::new(bits, burst.saturating_mul(8)));
+        let in_bits = |bytes: u64| bytes.saturating_mul(8);
+        let waiting = (in_bits(LEAST_WAITING.0), in_bits(MOST_WAITING.0));
+        let bits = rate.bits.zip(rate.burst_bytes()).map(|(bits, burst)| Bucket::new(bits, in_bits(burst), waiting));
         // A tenth of a second at once, or the segments of a super-packet.
-        let packets = rate.packets.map(|packets| Bucket::new(packets, (packets / 10).max(64)));
+        let waiting = (LEAST_WAITING.1, MOST_WAITING.1);
+        let packets = rate.packets.map(|packets| Bucket::new(packets, (packets / 10).max(64), waiting));
         Self { rate, bits, packets }
     }
 
+    /// How long a packet has to wait, in nanoseconds.
     #[inline]
-    fn check(&self, now_ns: u64) -> Result<(), DropReason> {
-        if self.bits.as_ref().is_some_and(|bucket| !bucket.has_any(now_ns)) {
-            return Err(DropReason::RateLimit);
-        }
-        if self.packets.as_ref().is_some_and(|bucket| !bucket.has_any(now_ns)) {
-            return Err(DropReason::PacketRateLimit);
-        }
-        Ok(())
+    fn check(&self, now_ns: u64) -> Result<u64, DropReason> {
+        let wait = |bucket: &Option<Bucket>, reason| match bucket {
+            Some(bucket) => bucket.wait(now_ns).ok_or(reason),
+            None => Ok(0),
+        };
+        let for_bits = wait(&self.bits, DropReason::RateLimit)?;
+        Ok(for_bits.max(wait(&self.packets, DropReason::PacketRateLimit)?))
     }
 
     #[inline]
@@ -245,7 +269,7 @@ impl RateTable {
     }
 
     /// Checks every limit on a packet, given its addresses and the peers it comes from and goes to, and charges them all if
-    /// it passes and is real. Also the place of the limit that refuses.
+    /// it passes and is real. How long it has to wait until all let it pass; or the place of the limit that refuses.
     pub(crate) fn check(
         &self,
         (src, dst): (IpAddr, IpAddr),
@@ -253,21 +277,25 @@ impl RateTable {
         load: Load,
         is_real: bool,
         now: Instant,
-    ) -> Result<(), (DropReason, u32)> {
+    ) -> Result<Duration, (DropReason, u32)> {
         let hits = self.hits((src, dst), (peer_from, peer_to));
+        let mut longest = 0;
         for (place, side) in hits.into_iter().flatten() {
             let limit = &self.limits[place as usize];
-            if let Err(reason) = limit.side(side).check(limit.now_ns(now)) {
-                if is_real {
-                    limit.dropped[side as usize].fetch_add(u64::from(load.packets), Ordering::Relaxed);
+            match limit.side(side).check(limit.now_ns(now)) {
+                Ok(wait) => longest = longest.max(wait),
+                Err(reason) => {
+                    if is_real {
+                        limit.dropped[side as usize].fetch_add(u64::from(load.packets), Ordering::Relaxed);
+                    }
+                    return Err((reason, place));
                 }
-                return Err((reason, place));
             }
         }
         if is_real {
             self.charge_all(hits, load, now);
         }
-        Ok(())
+        Ok(Duration::from_nanos(longest))
     }
 
     /// Charges every limit on a packet that passes whatever they say.
@@ -317,7 +345,7 @@ mod tests {
         RateTable::build(vec![(Arc::new(Limit::new("web", from, to, zero)), vec![prefix("10.42.1.5/32")], None)])
     }
 
-    fn pass(table: &RateTable, src: &str, dst: &str, load: Load, now: Instant) -> Result<(), DropReason> {
+    fn pass(table: &RateTable, src: &str, dst: &str, load: Load, now: Instant) -> Result<Duration, DropReason> {
         table.check((ip(src), ip(dst)), (None, None), load, true, now).map_err(|(reason, _)| reason)
     }
 
@@ -328,8 +356,8 @@ mod tests {
         let mut passed = 0u64;
         let (mut now, half) = (zero, zero + span / 2);
         while now < zero + span {
-            let passes = pass(&table, CONTAINER, "10.42.2.5", load, now).is_ok();
-            if passes && now >= half {
+            let leaves = pass(&table, CONTAINER, "10.42.2.5", load, now).map(|wait| now + wait);
+            if leaves.is_ok_and(|leaves| leaves >= half && leaves < zero + span) {
                 passed += load.bytes * 8;
             }
             now += gap;
@@ -360,11 +388,40 @@ mod tests {
         let rate = Rate { bits: Some(8_000_000), burst: Some(10_000), packets: None };
         let table = table(rate, Rate::default(), zero);
         let load = Load { bytes: 1000, packets: 1 };
-        let at_once = |now| (0..100).filter(|_| pass(&table, CONTAINER, "10.42.2.5", load, now).is_ok()).count();
-        assert_eq!(at_once(zero), 10);
-        assert_eq!(at_once(zero + Duration::from_millis(3)), 3);
-        assert_eq!(at_once(zero + Duration::from_secs(60)), 10, "it holds no more than the burst");
-        assert_eq!(table.limits()[0].dropped(), (90 + 97 + 90, 0));
+        let waits = |now| -> Vec<Duration> {
+            (0..100).filter_map(|_| pass(&table, CONTAINER, "10.42.2.5", load, now).ok()).collect()
+        };
+        let (ms, nothing) = (Duration::from_millis, Duration::ZERO);
+        let first = waits(zero);
+        assert_eq!(first.iter().filter(|wait| **wait == nothing).count(), 10);
+        // One each millisecond, as the rate is, and the last after the longest wait.
+        let later: Vec<Duration> = first.into_iter().filter(|wait| *wait > nothing).collect();
+        assert!(
+            later.iter().zip(0..).all(|(wait, number)| *wait - ms(number) <= Duration::from_micros(1)),
+            "{later:?}"
+        );
+        assert_eq!(later.len(), 50);
+        let dropped = 40;
+        assert_eq!(table.limits()[0].dropped(), (dropped, 0));
+        // Those that wait come first.
+        let then = waits(zero + ms(3));
+        assert_eq!(then.len(), 3);
+        assert!(then.iter().all(|wait| *wait > ms(47)), "{then:?}");
+        let much_later = waits(zero + Duration::from_secs(60));
+        assert_eq!(much_later.iter().filter(|wait| **wait == nothing).count(), 10, "it holds no more than the burst");
+        assert_eq!(table.limits()[0].dropped(), (dropped + 97 + 40, 0));
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_time_and_in_bytes() {
+        let patience = |bits: u64| {
+            let rate = Rate { bits: Some(bits), burst: Some(1), packets: None };
+            Duration::from_nanos(Buckets::new(rate).bits.expect("a bucket").patience_ns)
+        };
+        assert_eq!(patience(MIN_RATE), LONGEST_WAIT);
+        assert_eq!(patience(1_000_000), Duration::from_micros(262_144), "32 KiB");
+        assert_eq!(patience(100_000_000), PATIENCE);
+        assert_eq!(patience(10_000_000_000), Duration::from_nanos(3_355_443), "4 MiB");
     }
 
     #[test]
@@ -372,12 +429,12 @@ mod tests {
         let zero = Instant::now();
         let to = Rate { packets: Some(100), ..Rate::default() };
         let table = table(Rate { bits: Some(MIN_RATE), burst: Some(100), packets: None }, to, zero);
-        let load = Load { bytes: 100, packets: 64 };
-        assert_eq!(pass(&table, CONTAINER, "10.42.2.5", load, zero), Ok(()));
+        let (load, at_once) = (Load { bytes: 10_000, packets: 128 }, Ok(Duration::ZERO));
+        assert_eq!(pass(&table, CONTAINER, "10.42.2.5", load, zero), at_once);
         assert_eq!(pass(&table, CONTAINER, "10.42.2.5", load, zero), Err(DropReason::RateLimit));
-        assert_eq!(pass(&table, "10.42.2.5", CONTAINER, load, zero), Ok(()), "what it gets is counted on its own");
+        assert_eq!(pass(&table, "10.42.2.5", CONTAINER, load, zero), at_once, "what it gets is counted on its own");
         assert_eq!(pass(&table, "10.42.2.5", CONTAINER, load, zero), Err(DropReason::PacketRateLimit));
-        assert_eq!(pass(&table, "10.42.2.5", "10.42.1.6", load, zero), Ok(()));
+        assert_eq!(pass(&table, "10.42.2.5", "10.42.1.6", load, zero), at_once);
     }
 
     #[test]
@@ -387,9 +444,9 @@ mod tests {
         let load = Load { bytes: 1000, packets: 1 };
         let ends = (ip(CONTAINER), ip("10.42.2.5"));
         for _ in 0..10 {
-            assert_eq!(table.check(ends, (None, None), load, false, zero), Ok(()));
+            assert_eq!(table.check(ends, (None, None), load, false, zero), Ok(Duration::ZERO));
         }
-        assert_eq!(table.check(ends, (None, None), load, true, zero), Ok(()));
+        assert_eq!(table.check(ends, (None, None), load, true, zero), Ok(Duration::ZERO));
         assert_eq!(table.check(ends, (None, None), load, false, zero), Err((DropReason::RateLimit, 0)));
         assert_eq!(table.limits()[0].dropped(), (0, 0));
     }
@@ -403,15 +460,18 @@ mod tests {
             let zero = Instant::now();
             let rate = Rate { bits: Some(bits), burst: Some(u64::from(burst)), packets: None };
             let table = table(rate, Rate::default(), zero);
-            let (mut now, mut passed, mut largest) = (zero, 0u128, 0u128);
+            let (mut now, mut last, mut passed, mut largest) = (zero, zero, 0u128, 0u128);
             for (bytes, gap) in sizes.iter().cycle().zip(gaps.iter().cycle()).take(100) {
                 let load = Load { bytes: *bytes, packets: 1 };
-                if pass(&table, CONTAINER, "10.42.2.5", load, now).is_ok() {
+                if let Ok(wait) = pass(&table, CONTAINER, "10.42.2.5", load, now) {
+                    prop_assert!(now + wait >= last, "one overtook another");
+                    last = now + wait;
                     passed += u128::from(*bytes) * 8;
                     largest = largest.max(u128::from(*bytes) * 8);
                 }
                 now += Duration::from_nanos(*gap);
             }
+            now = now.max(last);
             let filled = u128::from(bits) * now.duration_since(zero).as_nanos() / u128::from(NANOS);
             // A bit of rounding per packet, and the one that goes into debt.
             let rounding = 100 * (u128::from(bits) / u128::from(NANOS) + 1);

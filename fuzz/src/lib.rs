@@ -35,6 +35,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("dataplane", bodies::dataplane::engine),
     ("flows", bodies::dataplane::saved_flows),
     ("dns", bodies::dns::message),
+    ("docker", bodies::docker::call),
     ("fib", bodies::routing::fib),
     ("gossip_machine", bodies::routing::gossip),
     ("gossip_certified", bodies::routing::certified),

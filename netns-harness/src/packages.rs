@@ -34,6 +34,15 @@ pub fn install(words: &[&str]) -> Result<()> {
     disable_services(words)
 }
 
+/// Fetches packages with what they need and is not installed, into a directory, and installs nothing; for machines that
+/// are booted for a test alone. A package that is installed here is not fetched.
+pub fn fetch(words: &[&str], directory: &Path) -> Result<()> {
+    std::fs::create_dir_all(directory.join("partial"))?;
+    let place = format!("Dir::Cache::archives={}/", directory.display());
+    let fetch = [&["-y", "--no-install-recommends", "--download-only", "-o", &place, "install"], words].concat();
+    with_lists(|| apt(&fetch)).with_context(|| format!("apt-get could not fetch {}", words.join(" ")))
+}
+
 /// Does something that needs apt's lists of packages, and once more with fresh lists where it failed.
 pub fn with_lists<T>(work: impl Fn() -> Result<T>) -> Result<T> {
     work().or_else(|_| apt(&["update"]).and_then(|()| work()))

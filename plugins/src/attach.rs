@@ -1,12 +1,14 @@
 //! Configures the container's end of a link inside its network namespace.
 //!
-//! The daemon made the link pair and the host side. Here the other end is moved into the namespace, named, given its
-//! addresses and routes, by `ip` run through `nsenter` (iproute2 and util-linux are on every host that has namespaces).
-//! Any failure is reported with the command and what it said; the caller then aborts the lease, which removes the pair.
+//! The daemon made the link pair and the host side. Here the other end is moved into the namespace and named by one `ip`,
+//! and given its addresses and routes by another that reads its commands through `nsenter` (iproute2 and util-linux are on
+//! every host that has namespaces): starting programs is what an attachment's time would go to. Any failure is reported
+//! with the command and what it said; the caller then aborts the lease, which removes the pair.
 
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use overlay_control::api::{ApiError, EndpointLease};
 use overlay_control::codes::Code;
@@ -65,7 +67,15 @@ pub fn base_name(text: &str) -> String {
 /// # Errors
 /// The first command that fails ends it.
 pub fn configure(namespace: &Namespace, lease: &EndpointLease, mac: Option<&str>) -> Result<(), ApiError> {
-    commands(namespace, lease, mac).iter().try_for_each(|command| run(command))
+    let path = namespace.0.display().to_string();
+    let (peer, name) = (lease.peer_interface.as_str(), lease.interface.as_str());
+    run(&["ip", "link", "set", "dev", peer, "netns", &path, "name", name])?;
+    let enter = ["nsenter", &format!("--net={path}"), "--"];
+    // No router but ours may configure the container. The file is absent where IPv6 is off altogether.
+    let script = "cd \"/proc/sys/net/ipv6/conf/$0\" && echo 0 >disable_ipv6 && echo 0 >accept_ra && echo 0 >autoconf && exec ip -batch -";
+    let program: &[&str] =
+        if lease.addresses.iter().any(IpAddr::is_ipv6) { &["sh", "-c", script, name] } else { &["ip", "-batch", "-"] };
+    batch(&enter, program, &commands(lease, mac))
 }
 
 /// Removes the pair by its host end when the daemon could not be asked to; a missing link is fine.
@@ -77,75 +87,83 @@ pub fn remove_link(lease: &EndpointLease) {
         .status();
 }
 
-/// The commands for a lease.
-fn commands(namespace: &Namespace, lease: &EndpointLease, mac: Option<&str>) -> Vec<Vec<String>> {
-    let path = namespace.0.display().to_string();
-    let (peer, name) = (lease.peer_interface.as_str(), lease.interface.as_str());
-    let mut commands = vec![words(&["ip", "link", "set", "dev", peer, "netns", &path])];
-    let mut inside = |arguments: &[&str]| {
-        let mut command = vec!["nsenter".to_owned(), format!("--net={path}"), "--".to_owned()];
-        command.extend(words(arguments));
-        commands.push(command);
-    };
-    inside(&["ip", "link", "set", "dev", peer, "name", name]);
-    if let Some(mac) = mac {
-        inside(&["ip", "link", "set", "dev", name, "address", mac]);
-    }
-    inside(&["ip", "link", "set", "dev", "lo", "up"]);
-    if lease.addresses.iter().any(IpAddr::is_ipv6) {
-        // No router but ours may configure the container. The file is absent where IPv6 is off altogether.
-        let script =
-            "cd \"/proc/sys/net/ipv6/conf/$0\" && echo 0 >disable_ipv6 && echo 0 >accept_ra && echo 0 >autoconf";
-        inside(&["sh", "-c", script, name]);
-    }
+/// What `ip` is told inside the namespace.
+fn commands(lease: &EndpointLease, mac: Option<&str>) -> Vec<String> {
+    let name = lease.interface.as_str();
+    let mut commands = Vec::new();
+    commands.extend(mac.map(|mac| format!("link set dev {name} address {mac}")));
+    commands.push("link set dev lo up".to_owned());
     for address in &lease.addresses {
-        match address {
-            IpAddr::V4(v4) => inside(&["ip", "address", "replace", &format!("{v4}/32"), "dev", name]),
-            IpAddr::V6(v6) => inside(&["ip", "-6", "address", "replace", &format!("{v6}/128"), "dev", name, "nodad"]),
-        }
+        commands.push(match address {
+            IpAddr::V4(v4) => format!("address replace {v4}/32 dev {name}"),
+            IpAddr::V6(v6) => format!("address replace {v6}/128 dev {name} nodad"),
+        });
     }
-    inside(&["ip", "link", "set", "dev", name, "mtu", &lease.mtu.to_string(), "up"]);
+    commands.push(format!("link set dev {name} mtu {} up", lease.mtu));
     for gateway in &lease.gateways {
-        let via = gateway.to_string();
-        let (family, length) = if gateway.is_ipv4() { ("-4", 32) } else { ("-6", 128) };
+        let (everything, length) = if gateway.is_ipv4() { ("0.0.0.0/0", 32) } else { ("::/0", 128) };
         let link_local = matches!(gateway, IpAddr::V6(v6) if v6.is_unicast_link_local());
         if !link_local {
-            inside(&["ip", family, "route", "replace", &format!("{via}/{length}"), "dev", name, "scope", "link"]);
+            commands.push(format!("route replace {gateway}/{length} dev {name} scope link"));
         }
-        inside(&["ip", family, "route", "replace", "default", "via", &via, "dev", name]);
+        commands.push(format!("route replace {everything} via {gateway} dev {name}"));
     }
-    for prefix in &lease.on_link {
-        let family = if prefix.is_ipv4() { "-4" } else { "-6" };
-        inside(&["ip", family, "route", "replace", &prefix.to_string(), "dev", name, "scope", "link"]);
-    }
+    commands.extend(lease.on_link.iter().map(|prefix| format!("route replace {prefix} dev {name} scope link")));
     commands
 }
 
-fn words(list: &[&str]) -> Vec<String> {
-    list.iter().map(|word| (*word).to_owned()).collect()
+fn failure(command: &str, why: String) -> ApiError {
+    ApiError::new(
+        Code::Namespace,
+        format!("`{command}` failed"),
+        why,
+        "run as root, and check that the namespace still exists; everything done so far was undone",
+    )
 }
 
-fn run(command: &[String]) -> Result<(), ApiError> {
+/// What a program said, in one line.
+fn said(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+    if said.is_empty() { output.status.to_string() } else { said }
+}
+
+fn run(command: &[&str]) -> Result<(), ApiError> {
     let text = command.join(" ");
-    let failed = |why: String| {
-        ApiError::new(
-            Code::Namespace,
-            format!("`{text}` failed"),
-            why,
-            "run as root, and check that the namespace still exists; everything done so far was undone",
-        )
-    };
     let Some((program, arguments)) = command.split_first() else { return Ok(()) };
     let output = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
         .output()
-        .map_err(|error| failed(format!("{program}: {error}")))?;
+        .map_err(|error| failure(&text, format!("{program}: {error}")))?;
+    if output.status.success() { Ok(()) } else { Err(failure(&text, said(&output))) }
+}
+
+/// Runs a program that ends as `ip -batch -` and hands it its lines.
+fn batch(enter: &[&str], program: &[&str], lines: &[String]) -> Result<(), ApiError> {
+    let whole = [enter, program].concat();
+    let not_run = |error: std::io::Error| failure(&whole.join(" "), format!("{}: {error}", whole[0]));
+    let mut child = Command::new(whole[0])
+        .args(&whole[1..])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(not_run)?;
+    // One that ended early says why by itself.
+    if let Some(mut input) = child.stdin.take() {
+        let _ = input.write_all((lines.join("\n") + "\n").as_bytes());
+    }
+    let output = child.wait_with_output().map_err(not_run)?;
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-    Err(failed(if said.is_empty() { output.status.to_string() } else { said }))
+    let said = said(&output);
+    // `ip` names the line that failed.
+    let Some((why, line)) = said.split_once("Command failed -:") else { return Err(failure(&whole.join(" "), said)) };
+    let digits: String = line.chars().take_while(char::is_ascii_digit).collect();
+    let line = digits.parse::<usize>().ok().and_then(|number| lines.get(number.checked_sub(1)?));
+    let command = format!("{} ip {}", enter.join(" "), line.map_or("-batch -", String::as_str));
+    Err(failure(&command, why.trim_end_matches([' ', ';']).to_owned()))
 }
 
 #[cfg(test)]
@@ -168,28 +186,20 @@ mod tests {
         }
     }
 
-    fn texts(gateways: &[&str]) -> Vec<String> {
-        let all = commands(&Namespace::named("web"), &lease(gateways), Some("02:00:00:00:00:01"));
-        all.iter().map(|command| command.join(" ").replace("nsenter --net=/run/netns/web -- ", "> ")).collect()
-    }
-
     #[test]
     fn lease_becomes_commands_in_working_order() {
-        let texts = texts(&["10.42.1.1", "fe80::1"]);
-        assert_eq!(texts[0], "ip link set dev op1 netns /run/netns/web");
-        assert_eq!(
-            texts[1..3],
-            ["> ip link set dev op1 name eth0", "> ip link set dev eth0 address 02:00:00:00:00:01"]
-        );
-        let tail = [
-            "> ip address replace 10.42.1.5/32 dev eth0",
-            "> ip -6 address replace fd42::5/128 dev eth0 nodad",
-            "> ip link set dev eth0 mtu 1420 up",
-            "> ip -4 route replace 10.42.1.1/32 dev eth0 scope link",
-            "> ip -4 route replace default via 10.42.1.1 dev eth0",
-            "> ip -6 route replace default via fe80::1 dev eth0",
+        let commands = commands(&lease(&["10.42.1.1", "fe80::1"]), Some("02:00:00:00:00:01"));
+        let wanted = [
+            "link set dev eth0 address 02:00:00:00:00:01",
+            "link set dev lo up",
+            "address replace 10.42.1.5/32 dev eth0",
+            "address replace fd42::5/128 dev eth0 nodad",
+            "link set dev eth0 mtu 1420 up",
+            "route replace 10.42.1.1/32 dev eth0 scope link",
+            "route replace 0.0.0.0/0 via 10.42.1.1 dev eth0",
+            "route replace ::/0 via fe80::1 dev eth0",
         ];
-        assert_eq!(texts[texts.len() - tail.len()..], tail);
+        assert_eq!(commands, wanted);
     }
 
     #[test]
@@ -202,8 +212,20 @@ mod tests {
 
     #[test]
     fn failing_command_is_quoted_with_what_it_said() {
-        let error = run(&words(&["sh", "-c", "echo no such thing >&2; exit 3"])).expect_err("it fails");
+        let error = run(&["sh", "-c", "echo no such thing >&2; exit 3"]).expect_err("it fails");
         assert_eq!((error.code.as_str(), error.why.as_str()), ("NAMESPACE", "no such thing"));
         assert!(error.what.contains("exit 3"));
+    }
+
+    #[test]
+    fn failing_line_of_a_batch_is_quoted() {
+        let lines = ["link set dev lo up".to_owned(), "route replace 10.0.0.0/8 dev none".to_owned()];
+        let script =
+            "cat >/dev/null; echo 'RTNETLINK answers: Operation not permitted\nCommand failed -:2' >&2; exit 1";
+        let error = batch(&[], &["sh", "-c", script], &lines).expect_err("it fails");
+        assert!(error.what.contains(&lines[1]), "{}", error.what);
+        assert_eq!(error.why, "RTNETLINK answers: Operation not permitted");
+        let error = batch(&["env"], &["sh", "-c", "echo no such file >&2; exit 1"], &lines).expect_err("it fails");
+        assert!(error.what.contains("`env sh -c") && error.why == "no such file", "{error:?}");
     }
 }

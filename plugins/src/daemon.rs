@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use overlay_control::api::{
     AddressBook, AddressHold, DnsRequest, DnsStatus, EndpointInfo, EndpointLease, EndpointRequest, HeldAddress,
-    LimitRate, LimitRequest, NatRequest, PortSelector, PublishRequest, PublishedPort, Request, Response,
+    LimitRate, LimitRequest, NatRequest, NetworkCreate, NetworkInfo, NetworkRequest, PortSelector, PublishRequest,
+    PublishedPort, Request, Response,
 };
 use overlay_control::{Client, Code, ControlError};
 
@@ -64,6 +65,33 @@ impl Daemon {
         match self.call(Request::Dns(DnsRequest::Status))? {
             Response::Dns(status) => Ok(status),
             other => Err(ControlError::Unexpected(other.name())),
+        }
+    }
+
+    /// Makes a network of the cluster or takes part in it; whether that is new to this host.
+    pub(crate) fn create_network(&mut self, create: NetworkCreate) -> Result<bool, ControlError> {
+        match self.call(Request::Network(NetworkRequest::Create(create)))? {
+            Response::Done { changed, .. } => Ok(changed),
+            other => Err(ControlError::Unexpected(other.name())),
+        }
+    }
+
+    /// Takes this host out of a network; that it is not in it, or that others on it use it, is fine.
+    pub(crate) fn leave_network(&mut self, name: &str) -> Result<(), ControlError> {
+        let fine = [Code::NotFound.name(), Code::Conflict.name()];
+        match self.call(Request::Network(NetworkRequest::Remove { name: name.to_owned() })) {
+            Err(ControlError::Api(error)) if fine.contains(&error.code.as_str()) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// A network of the cluster; `None` where nobody knows it.
+    pub(crate) fn show_network(&mut self, name: &str) -> Result<Option<NetworkInfo>, ControlError> {
+        match self.call(Request::Network(NetworkRequest::Show { name: name.to_owned() })) {
+            Ok(Response::Networks(mut networks)) => Ok(networks.pop()),
+            Ok(other) => Err(ControlError::Unexpected(other.name())),
+            Err(ControlError::Api(error)) if error.code.as_str() == Code::NotFound.name() => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

@@ -1,7 +1,7 @@
 //! dockerd's `daemon.json`: asks the server of names of this host, with the difference shown and a way back.
 //!
-//! Beside the file lies a copy of what was there before (`daemon.json.before-overlayd`). Taking the change back restores it to the
-//! byte when nobody has touched the file since, else takes out only what was put in.
+//! Beside the file lies what was there before and what was put in (`daemon.json.before-overlayd`). Taking the change back restores
+//! the file to the byte when nobody has touched it since, else takes out only what was put in and is still there.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -9,24 +9,40 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use overlay_control::{ApiError, Code};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 /// Where dockerd reads its configuration.
 pub const DAEMON_JSON: &str = "/etc/docker/daemon.json";
-/// Written for a file that was not there.
-const ABSENT: &str = "";
 /// The largest file taken, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// What dockerd is to be told.
 #[derive(Debug, Clone)]
-pub struct DockerDns {
-    /// Its configuration file.
-    pub file: PathBuf,
+pub struct Names {
     /// The servers of names of this host.
     pub servers: Vec<IpAddr>,
     /// The domain that is searched.
     pub search: String,
+}
+
+/// What lies beside the file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    /// The file as it was; absent where it was not there.
+    before: Option<String>,
+    /// What was put in.
+    put: Map<String, Value>,
+    /// Whether the directory was not there either.
+    #[serde(default)]
+    made: bool,
+}
+
+/// dockerd's configuration.
+#[derive(Debug, Clone)]
+pub struct DockerDns {
+    /// The file.
+    pub file: PathBuf,
 }
 
 impl DockerDns {
@@ -36,39 +52,47 @@ impl DockerDns {
         self.file.with_file_name(name)
     }
 
-    fn wanted(&self) -> [(&'static str, Value); 2] {
-        [("dns", json!(self.servers)), ("dns-search", json!([self.search]))]
-    }
-
     /// Writes servers and search domain into the file; again is fine. The difference, a line each.
     ///
     /// # Errors
     /// When the file is no JSON object, names other servers, or cannot be written; then nothing has changed.
-    pub fn install(&self) -> Result<Vec<String>, ApiError> {
-        let before = self.read()?;
-        let mut object = self.parse(before.as_deref().unwrap_or_default())?;
-        for (key, value) in self.wanted() {
+    pub fn install(&self, names: &Names) -> Result<Vec<String>, ApiError> {
+        let current = self.read()?;
+        let mut object = self.parse(current.as_deref().unwrap_or_default())?;
+        let kept = self.read_kept()?;
+        let mut put = Map::new();
+        for (key, value) in [("dns", json!(names.servers)), ("dns-search", json!([names.search]))] {
+            let ours = kept.as_ref().and_then(|kept| kept.put.get(key));
             match object.get(key) {
-                Some(other) if *other != value => {
+                Some(other) if *other != value && Some(other) != ours => {
                     let why = format!("it has \"{key}\": {other}");
-                    let next = format!("take \"{key}\" out, or add {value} to it yourself");
+                    let next = format!("take \"{key}\" out, add {value} to it yourself, or give --no-dns");
                     let what = format!("{} names other servers", self.file.display());
                     return Err(ApiError::new(Code::Conflict, what, why, next));
                 }
-                _ => drop(object.insert(key.to_owned(), value)),
+                // It was there before us, and stays.
+                Some(same) if *same == value && ours.is_none() => {}
+                _ => {
+                    object.insert(key.to_owned(), value.clone());
+                    put.insert(key.to_owned(), value);
+                }
             }
         }
-        let after = text(&object);
-        if before.as_deref().is_some_and(|before| self.parse(before).is_ok_and(|held| held == object)) {
+        if current.as_deref().is_some_and(|current| self.parse(current).is_ok_and(|held| held == object)) {
             return Ok(Vec::new());
         }
-        let old = before.unwrap_or_else(|| ABSENT.to_owned());
+        let shown = difference(current.as_deref().unwrap_or_default(), &text(&object));
+        let kept = match kept {
+            Some(kept) => Kept { put, ..kept },
+            None => Kept { before: current, put, made: self.file.parent().is_some_and(|parent| !parent.exists()) },
+        };
         if let Some(directory) = self.file.parent() {
             fs::create_dir_all(directory).map_err(|error| failed(directory, &error))?;
         }
-        replace(&self.kept(), &old)?;
-        replace(&self.file, &after)?;
-        Ok(difference(&old, &after))
+        let kept = serde_json::to_string_pretty(&kept).unwrap_or_default();
+        replace(&self.kept(), &kept)?;
+        replace(&self.file, &text(&object))?;
+        Ok(shown)
     }
 
     /// Takes back what [`Self::install`] wrote and nothing else; again is fine. The difference, a line each.
@@ -76,33 +100,39 @@ impl DockerDns {
     /// # Errors
     /// When a file cannot be read or written.
     pub fn remove(&self) -> Result<Vec<String>, ApiError> {
-        let kept = self.kept();
-        let Some(before) = read(&kept)? else { return Ok(Vec::new()) };
+        let Some(kept) = self.read_kept()? else { return Ok(Vec::new()) };
         let current = self.read()?;
         let mut object = self.parse(current.as_deref().unwrap_or_default())?;
-        let as_we_left_it = {
-            let mut ours = self.parse(&before)?;
-            ours.extend(self.wanted().map(|(key, value)| (key.to_owned(), value)));
-            ours == object
-        };
-        let after = if as_we_left_it {
-            before.clone()
+        let mut as_we_left_it = self.parse(kept.before.as_deref().unwrap_or_default())?;
+        as_we_left_it.extend(kept.put.clone());
+        let after = if as_we_left_it == object {
+            kept.before.clone()
         } else {
-            for (key, value) in self.wanted() {
-                if object.get(key) == Some(&value) {
-                    object.remove(key);
-                }
-            }
-            text(&object)
+            object.retain(|key, value| kept.put.get(key) != Some(value));
+            Some(text(&object))
         };
-        let shown = difference(current.as_deref().unwrap_or_default(), &after);
-        if after == ABSENT {
-            remove(&self.file)?;
-        } else if current.as_deref() != Some(&after) {
-            replace(&self.file, &after)?;
+        let shown = difference(current.as_deref().unwrap_or_default(), after.as_deref().unwrap_or_default());
+        match after {
+            None => remove(&self.file)?,
+            Some(after) if current.as_deref() != Some(&after) => replace(&self.file, &after)?,
+            Some(_) => {}
         }
-        remove(&kept)?;
+        remove(&self.kept())?;
+        if let Some(directory) = self.file.parent().filter(|_| kept.made) {
+            // It stays where somebody put something in.
+            let _ = fs::remove_dir(directory);
+        }
         Ok(shown)
+    }
+
+    fn read_kept(&self) -> Result<Option<Kept>, ApiError> {
+        let path = self.kept();
+        let Some(text) = read(&path)? else { return Ok(None) };
+        let damaged = |error: serde_json::Error| {
+            let next = format!("take \"dns\" and \"dns-search\" out of {} and remove this file", self.file.display());
+            ApiError::new(Code::Invalid, format!("{} is damaged", path.display()), error.to_string(), next)
+        };
+        serde_json::from_str(&text).map(Some).map_err(damaged)
     }
 
     fn read(&self) -> Result<Option<String>, ApiError> {
@@ -173,11 +203,11 @@ mod tests {
     use super::*;
 
     fn plan(directory: &Path) -> DockerDns {
-        DockerDns {
-            file: directory.join("docker/daemon.json"),
-            servers: vec!["10.42.1.1".parse().unwrap()],
-            search: "ctr.overlay.internal".into(),
-        }
+        DockerDns { file: directory.join("docker/daemon.json") }
+    }
+
+    fn names(server: &str) -> Names {
+        Names { servers: vec![server.parse().unwrap()], search: "ctr.overlay.internal".into() }
     }
 
     fn write(plan: &DockerDns, text: &str) {
@@ -185,16 +215,20 @@ mod tests {
         fs::write(&plan.file, text).unwrap();
     }
 
+    fn now(plan: &DockerDns) -> Value {
+        serde_json::from_str(&fs::read_to_string(&plan.file).unwrap()).unwrap()
+    }
+
     #[test]
     fn file_that_was_not_there_comes_and_goes() {
         let directory = tempfile::tempdir().unwrap();
-        let plan = plan(directory.path());
-        let shown = plan.install().unwrap();
+        let (plan, names) = (plan(directory.path()), names("10.42.1.1"));
+        let shown = plan.install(&names).unwrap();
         assert!(shown.iter().any(|line| line.contains("10.42.1.1") && line.starts_with('+')), "{shown:?}");
-        assert_eq!(plan.install().unwrap(), Vec::<String>::new());
+        assert_eq!(plan.install(&names).unwrap(), Vec::<String>::new());
         assert!(!plan.remove().unwrap().is_empty());
         assert_eq!(plan.remove().unwrap(), Vec::<String>::new());
-        assert_eq!(fs::read_dir(plan.file.parent().unwrap()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 
     #[test]
@@ -203,17 +237,25 @@ mod tests {
         let plan = plan(directory.path());
         let old = "{\n    \"live-restore\": true ,\n  \"mtu\": 1400}";
         write(&plan, old);
-        plan.install().unwrap();
-        let now: Value = serde_json::from_str(&fs::read_to_string(&plan.file).unwrap()).unwrap();
-        assert_eq!((&now["mtu"], &now["dns"]), (&json!(1400), &json!(["10.42.1.1"])));
+        plan.install(&names("10.42.1.1")).unwrap();
+        assert_eq!((&now(&plan)["mtu"], &now(&plan)["dns"]), (&json!(1400), &json!(["10.42.1.1"])));
+        // Another address of the host, as after joining anew.
+        plan.install(&names("10.42.9.1")).unwrap();
+        assert_eq!(now(&plan)["dns"], json!(["10.42.9.1"]));
         plan.remove().unwrap();
         assert_eq!(fs::read_to_string(&plan.file).unwrap(), old);
-        plan.install().unwrap();
+        plan.install(&names("10.42.1.1")).unwrap();
         let edited = fs::read_to_string(&plan.file).unwrap().replace("1400", "1300");
         fs::write(&plan.file, edited).unwrap();
         plan.remove().unwrap();
-        let now: Value = serde_json::from_str(&fs::read_to_string(&plan.file).unwrap()).unwrap();
-        assert_eq!(now, json!({ "live-restore": true, "mtu": 1300 }));
+        assert_eq!(now(&plan), json!({ "live-restore": true, "mtu": 1300 }));
+        // Servers that somebody put in the place of ours are his.
+        plan.install(&names("10.42.1.1")).unwrap();
+        let edited = fs::read_to_string(&plan.file).unwrap().replace("10.42.1.1", "192.0.2.53");
+        fs::write(&plan.file, edited).unwrap();
+        assert!(plan.install(&names("10.42.1.1")).is_err());
+        plan.remove().unwrap();
+        assert_eq!(now(&plan)["dns"], json!(["192.0.2.53"]));
     }
 
     #[test]
@@ -222,9 +264,12 @@ mod tests {
         let plan = plan(directory.path());
         for bad in ["{\"dns\": [\"192.0.2.53\"]}", "[1]", "{broken"] {
             write(&plan, bad);
-            assert!(plan.install().is_err(), "{bad}");
+            assert!(plan.install(&names("10.42.1.1")).is_err(), "{bad}");
             assert_eq!(fs::read_to_string(&plan.file).unwrap(), bad);
             assert!(!plan.kept().exists() && plan.remove().unwrap().is_empty());
         }
+        // The same servers, by somebody else: nothing to do, and nothing to take back.
+        write(&plan, r#"{"dns":["10.42.1.1"],"dns-search":["ctr.overlay.internal"]}"#);
+        assert!(plan.install(&names("10.42.1.1")).unwrap().is_empty() && plan.remove().unwrap().is_empty());
     }
 }

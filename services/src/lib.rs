@@ -12,5 +12,7 @@ mod reverse;
 mod zone;
 
 pub use answer::{Answered, MAX_TCP_BYTES, Transport, answer, failure};
-pub use forward::{Question, is_answer, question, with_id};
+pub use forward::{
+    NAME_BITS_BYTES, Question, as_asked, essence, is_answer, is_spelled_alike, question, with_case, with_id,
+};
 pub use zone::{Addresses, Found, Zone, ZoneError};

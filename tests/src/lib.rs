@@ -1,7 +1,9 @@
 //! Shared parts of the system tests.
 
 mod certified;
+pub mod containers;
 mod cookies;
+pub mod figures;
 mod foreign;
 mod forge;
 mod handshakes;

@@ -114,10 +114,24 @@ pub struct Found {
 impl Capture {
     /// Starts to look for the bytes in one direction or both, by the filter given over the frame.
     pub fn start(namespace: &str, wanted: impl Fn(&[u8]) -> bool + Send + 'static) -> Result<Capture> {
+        Capture::open(namespace, None, wanted)
+    }
+
+    /// The same on one device.
+    pub fn start_on(namespace: &str, device: &str, wanted: impl Fn(&[u8]) -> bool + Send + 'static) -> Result<Capture> {
+        Capture::open(namespace, Some(device), wanted)
+    }
+
+    fn open(namespace: &str, device: Option<&str>, wanted: impl Fn(&[u8]) -> bool + Send + 'static) -> Result<Capture> {
         let socket = netns::within(namespace, || {
             let every_protocol = libc::ETH_P_ALL.cast_unsigned() as u16;
             let protocol = Protocol::from(i32::from(every_protocol.to_be()));
-            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol)).context("opening a capture")?;
+            // Bound to a device, it hears nothing before.
+            let first = if device.is_some() { Protocol::from(0) } else { protocol };
+            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(first)).context("opening a capture")?;
+            if let Some(device) = device {
+                bind_device(&socket, device, every_protocol)?;
+            }
             socket.set_recv_buffer_size(8 << 20)?;
             socket.set_read_timeout(Some(Duration::from_millis(50)))?;
             Ok(socket)
@@ -149,6 +163,22 @@ impl Drop for Capture {
             let _ = thread.join();
         }
     }
+}
+
+/// Binds a packet socket to a device of the calling thread's namespace, for one protocol or, with 0, to send alone.
+pub(crate) fn bind_device(socket: &Socket, device: &str, protocol: u16) -> Result<()> {
+    let name = std::ffi::CString::new(device)?;
+    // SAFETY: the name is NUL-terminated, and the address is plain data that outlives the call.
+    let result = unsafe {
+        let mut address: libc::sockaddr_ll = std::mem::zeroed();
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = protocol.to_be();
+        address.sll_ifindex = libc::if_nametoindex(name.as_ptr()).cast_signed();
+        let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length)
+    };
+    ensure!(result == 0, "binding to {device}: {}", std::io::Error::last_os_error());
+    Ok(())
 }
 
 fn watch(socket: &Socket, stop: &AtomicBool, wanted: impl Fn(&[u8]) -> bool) -> Found {

@@ -4,7 +4,8 @@
 
 use overlay_netns_harness::Binaries;
 use overlay_tests::can_make_namespaces;
-use overlay_tests::membership::{Figure, ROWS, Run, Size, run};
+use overlay_tests::figures::{Figure, Run, Size, run};
+use overlay_tests::membership::ROWS;
 
 /// Another one may be given in this variable.
 const SEED: u64 = 1;
@@ -15,7 +16,7 @@ fn row(name: &str) {
     }
     let seed = std::env::var("OVERLAY_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(SEED);
     println!("OVERLAY_SEED={seed}");
-    let figures = run(name, &Run { binaries: Binaries::for_tests().unwrap(), seed, size: Size::Short }).unwrap();
+    let figures = run(ROWS, name, &Run { binaries: Binaries::for_tests().unwrap(), seed, size: Size::Short }).unwrap();
     assert!(!figures.is_empty());
     figures.iter().for_each(|figure| println!("{figure}"));
     assert!(figures.iter().all(Figure::holds), "{figures:#?}");

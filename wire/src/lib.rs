@@ -21,6 +21,7 @@ pub mod offload;
 pub mod packet;
 pub mod policy;
 pub mod prefix;
+pub mod rewrite;
 pub mod ttl;
 
 pub use encapsulation::{Encapsulation, Mtu};

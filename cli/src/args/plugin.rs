@@ -16,10 +16,24 @@ pub(crate) enum Plugin {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Docker {
-    /// Have systemd hold the plugin's socket, from now on.
-    Install,
-    /// Switch it off again.
-    Remove,
+    /// Have systemd hold the plugin's socket from now on, and dockerd hand this host's server of names to its containers: edits
+    /// daemon.json and shows the difference. dockerd reads the file at its next start.
+    Install(DockerParts),
+    /// Take both back; daemon.json becomes what it was.
+    Remove(DockerParts),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DockerParts {
+    /// Leave daemon.json alone.
+    #[arg(long, conflicts_with = "no_units")]
+    pub(crate) no_dns: bool,
+    /// Leave systemd alone: something else starts the plugin before dockerd.
+    #[arg(long)]
+    pub(crate) no_units: bool,
+    /// dockerd's configuration.
+    #[arg(long, value_name = "FILE", default_value = overlay_plugins::docker_dns::DAEMON_JSON)]
+    pub(crate) file: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]

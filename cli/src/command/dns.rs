@@ -1,11 +1,10 @@
 //! `overlayctl dns`: the server of names, names of endpoints, and the host's own resolver.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use overlay_control::api::{ApiError, DnsRequest, DnsStatus, Request, Response};
 use overlay_control::codes::{Code, exit};
-use overlay_plugins::docker_dns::DockerDns;
 
 use super::Context;
 use crate::args::Dns;
@@ -46,33 +45,15 @@ pub(super) fn run(context: &mut Context<'_>, verb: Dns) -> Outcome {
                 format!("{endpoint} is named {}", if names.is_empty() { "-".to_owned() } else { names.join(", ") });
             context.change(Request::Dns(DnsRequest::SetNames { endpoint, names }), &done)
         }
-        Dns::Docker { undo, file } => docker(context, undo, file),
         Dns::Host { undo } => host(context, undo),
     }
 }
 
-fn status(context: &mut Context<'_>) -> Result<DnsStatus, Failure> {
+pub(super) fn status(context: &mut Context<'_>) -> Result<DnsStatus, Failure> {
     match context.call(Request::Dns(DnsRequest::Status))? {
         Response::Dns(status) => Ok(status),
         other => Err(unexpected(&other)),
     }
-}
-
-fn docker(context: &mut Context<'_>, undo: bool, file: PathBuf) -> Outcome {
-    let status = status(context)?;
-    // The gateway of containers; dockerd takes addresses of either family.
-    let plan = DockerDns { file, servers: status.servers, search: format!("ctr.{}", status.domain) };
-    let shown = if undo { plan.remove()? } else { plan.install()? };
-    if context.output.json {
-        let object = serde_json::json!({ "changed": !shown.is_empty(), "notes": shown });
-        context.output.object("change", &object)?;
-    } else if shown.is_empty() {
-        context.output.note("unchanged")?;
-    } else {
-        shown.iter().try_for_each(|line| context.output.note(line))?;
-        context.output.note("dockerd reads it at its next start: systemctl restart docker")?;
-    }
-    Ok(exit::OK)
 }
 
 fn host(context: &mut Context<'_>, undo: bool) -> Outcome {

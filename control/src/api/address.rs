@@ -19,6 +19,13 @@ pub struct AddressHold {
     /// This very address; absent: the lowest free one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
+    /// The network of the container that will have it; absent: it is for the host itself, as gateways are, and outside of all
+    /// blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// What blocks that the network gets for it are confined to, on top of the network's own pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Prefix>,
 }
 
 /// One address that is held.

@@ -1,10 +1,12 @@
 //! Containers: the daemon's half of attaching one (`overlay_control::api::EndpointRequest`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use overlay_control::api::{EndpointRequest, LabelChange, Response};
 use overlay_control::{ApiError, Code};
+use overlay_wire::gossip::NetworkEntry;
 use tokio::sync::oneshot;
 
 use super::{Api, done, ended};
@@ -37,11 +39,7 @@ impl Api {
     pub(super) async fn endpoint_prepare(&self, request: EndpointRequest) -> Result<Response, ApiError> {
         let before = self.core.plumbing.own_networks();
         let prepared = self.core.plumbing.prepare(request).await;
-        if !Arc::ptr_eq(&before, &self.core.plumbing.own_networks()) {
-            // The network has a block more: nobody is to take its first packets for another network's.
-            self.announce_networks().await?;
-            self.members_aware().await;
-        }
+        self.tell_of_blocks(&before).await?;
         let lease = prepared.map_err(|error| refused(&self.with_owner(error)))?;
         // Before the caller can let the container send anything.
         if let Err(error) = self.labels_in_force().await {
@@ -51,6 +49,15 @@ impl Api {
         }
         self.prune_limits().await;
         Ok(Response::Lease(lease.to_api()))
+    }
+
+    /// Where a network has a block more than before: nobody is to take its first packets for another network's.
+    pub(super) async fn tell_of_blocks(&self, before: &Arc<BTreeMap<String, NetworkEntry>>) -> Result<(), ApiError> {
+        if !Arc::ptr_eq(before, &self.core.plumbing.own_networks()) {
+            self.announce_networks().await?;
+            self.members_aware().await;
+        }
+        Ok(())
     }
 
     /// Says whose an address is that is not this host's, where somebody owns it.

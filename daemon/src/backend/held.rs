@@ -10,8 +10,10 @@ use super::{Api, done};
 
 impl Api {
     pub(super) async fn address_hold(&self, wanted: AddressHold) -> Result<Response, ApiError> {
-        let held = self.core.plumbing.hold(wanted).await.map_err(|error| refused(&error))?;
-        Ok(Response::Held(held))
+        let before = self.core.plumbing.own_networks();
+        let held = self.core.plumbing.hold(wanted).await;
+        self.tell_of_blocks(&before).await?;
+        Ok(Response::Held(held.map_err(|error| refused(&self.with_owner(error)))?))
     }
 
     pub(super) async fn address_release(&self, owner: String, address: IpAddr) -> Result<Response, ApiError> {

@@ -1,20 +1,32 @@
-//! Questions about other names, passed on: from a port and with an id that nobody can guess, to one server after another,
-//! and only an answer of the server that was asked to the question that was asked counts.
+//! Questions about other names, passed on: from a port, with an id and with letters in a case that nobody can guess, to one
+//! server after another, and only an answer of the server that was asked to the question that was asked counts. Of one question
+//! one is under way at a time.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use overlay_services::{failure, is_answer, question, with_id};
+use overlay_services::{
+    NAME_BITS_BYTES, Question, as_asked, essence, failure, is_answer, is_spelled_alike, question, with_case, with_id,
+};
 use rand_core::{OsRng, RngCore as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use super::server::State;
+use super::server::{REFUSED, State};
 
 /// How long one server is waited for; three of them stay below the four seconds after which clients give up.
 const EACH: Duration = Duration::from_millis(1200);
+/// How long a client is kept waiting in all, also for its turn.
+const IN_ALL: Duration = Duration::from_secs(5);
+/// For how long a server that changes the case of names is asked without regard to it.
+const FOLDING: Duration = Duration::from_secs(600);
+/// Such servers remembered.
+const MAX_FOLDING: usize = 64;
 /// The largest answer in a datagram, in bytes.
 const MAX_DATAGRAM: usize = 65_535;
 /// DNS response code: the server failed (RFC 1035).
@@ -33,38 +45,87 @@ pub(super) enum Way {
     Connection,
 }
 
-/// Asks the servers in turn; what goes back to the client.
-pub(super) async fn ask(state: &State, query: &[u8], way: Way) -> Option<Vec<u8>> {
+/// Servers that do not copy names as they were asked, and since when that is known.
+pub(super) type Folding = RefCell<HashMap<IpAddr, Instant>>;
+
+/// Asks the servers in turn, or waits for who does already; what goes back to the client.
+pub(super) async fn ask(state: &State, query: &[u8], client: IpAddr, way: Way) -> Option<Vec<u8>> {
     let counters = &state.parts.counters;
-    counters.forwarded.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let (_, asked) = question(query)?;
+    let essence = [&essence(query)[..], &[u8::from(way == Way::Connection)]].concat();
+    let Some(seat) = state.flights.board(asked.clone(), essence, client) else {
+        counters.refused.fetch_add(1, Ordering::Relaxed);
+        return failure(query, REFUSED);
+    };
+    counters.forwarded.fetch_add(1, Ordering::Relaxed);
     state.forwarded.set(state.forwarded.get() + 1);
-    let answer = ask_all(&state.parts.upstreams.servers(), query, way).await;
+    let work = seat.answer.get_or_init(|| async {
+        let _turn = seat.turn.lock().await;
+        ask_all(state, &asked, query, way).await
+    });
+    let answer = timeout(IN_ALL, work).await.ok().and_then(|answer| Some(as_asked(answer.as_deref()?, query)));
     state.forwarded.set(state.forwarded.get() - 1);
     answer.or_else(|| {
-        counters.failed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        counters.failed.fetch_add(1, Ordering::Relaxed);
         failure(query, SERVFAIL)
     })
 }
 
-async fn ask_all(servers: &[IpAddr], query: &[u8], way: Way) -> Option<Vec<u8>> {
-    let (client_id, asked) = question(query)?;
-    let id = (OsRng.next_u32() >> 16) as u16;
-    let own = with_id(query, id);
-    for server in servers {
-        let to = SocketAddr::new(*server, PORT);
-        let is_wanted = |bytes: &[u8]| is_answer(bytes, id, &asked);
-        // A server that cannot be reached, or says nothing in time, is passed over.
-        let Ok(Ok(answer)) = timeout(EACH, by_datagram(to, &own, is_wanted)).await else { continue };
-        let is_truncated = answer.get(2).is_some_and(|flags| flags & TRUNCATED != 0);
-        if is_truncated && way == Way::Connection {
-            match timeout(EACH, by_connection(to, &own)).await {
-                Ok(Ok(whole)) if is_wanted(&whole) => return Some(with_id(&whole, client_id)),
-                _ => continue,
-            }
+async fn ask_all(state: &State, asked: &Question, query: &[u8], way: Way) -> Option<Vec<u8>> {
+    for server in state.parts.upstreams.servers() {
+        if let Some(answer) = ask_one(state, server, asked, query, way).await {
+            return Some(answer);
         }
-        return Some(with_id(&answer, client_id));
+        // It may be one that changes the case; who answered so is asked once more without.
+        let is_news = |since: &Instant| since.elapsed() < EACH * 2;
+        if state.folding.borrow().get(&server).is_some_and(is_news)
+            && let Some(answer) = ask_one(state, server, asked, query, way).await
+        {
+            return Some(answer);
+        }
     }
     None
+}
+
+/// Asks one server; what it answers in time.
+async fn ask_one(state: &State, server: IpAddr, asked: &Question, query: &[u8], way: Way) -> Option<Vec<u8>> {
+    let to = SocketAddr::new(server, PORT);
+    let id = (OsRng.next_u32() >> 16) as u16;
+    let folds = state.folding.borrow().get(&server).is_some_and(|since| since.elapsed() < FOLDING);
+    let mut dice = [0; NAME_BITS_BYTES];
+    if !folds {
+        OsRng.fill_bytes(&mut dice);
+    }
+    let own = with_case(&with_id(query, id), &dice);
+    let is_wanted = |bytes: &[u8]| {
+        let is_answer = is_answer(bytes, id, asked);
+        if is_answer && !folds && !is_spelled_alike(bytes, &own) {
+            // Whoever forged this has guessed port and id already: without the case he would have won now. So to ask this
+            // server without it for a while gives nothing away.
+            state.note_folding(server);
+            return false;
+        }
+        is_answer
+    };
+    // A server that cannot be reached, or says nothing in time, is passed over.
+    let answer = timeout(EACH, by_datagram(to, &own, is_wanted)).await.ok()?.ok()?;
+    let is_truncated = answer.get(2).is_some_and(|flags| flags & TRUNCATED != 0);
+    if is_truncated && way == Way::Connection {
+        let whole = timeout(EACH, by_connection(to, &own)).await.ok()?.ok()?;
+        return is_wanted(&whole).then_some(whole);
+    }
+    Some(answer)
+}
+
+impl State {
+    fn note_folding(&self, server: IpAddr) {
+        let mut folding = self.folding.borrow_mut();
+        // Servers come and go with the host's configuration.
+        if folding.len() >= MAX_FOLDING {
+            folding.clear();
+        }
+        folding.insert(server, Instant::now());
+    }
 }
 
 async fn by_datagram(to: SocketAddr, query: &[u8], is_wanted: impl Fn(&[u8]) -> bool) -> io::Result<Vec<u8>> {

@@ -4,6 +4,7 @@
 //! there. What is ours is answered from [`Zone`], which the director swaps whole; everything else is passed on.
 
 mod enclosed;
+mod flight;
 mod forward;
 mod limit;
 mod server;

@@ -14,6 +14,8 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::flight::Flights;
+use super::forward::Folding;
 use super::limit::Limiter;
 use super::{NameParts, forward};
 use crate::plumbing::ports::table::NameServer;
@@ -34,7 +36,7 @@ const PARTIAL: Duration = Duration::from_secs(10);
 /// Questions passed on at once.
 const MAX_FORWARDED: usize = 1000;
 /// DNS response code: the server refuses (RFC 1035).
-const REFUSED: u8 = 5;
+pub(super) const REFUSED: u8 = 5;
 /// How long a listener rests that could not accept.
 const REST: Duration = Duration::from_millis(100);
 
@@ -69,6 +71,8 @@ pub(super) struct State {
     pub(super) parts: NameParts,
     limiter: RefCell<Limiter>,
     pub(super) forwarded: Cell<usize>,
+    pub(super) flights: Flights,
+    pub(super) folding: Folding,
     connections: RefCell<HashMap<IpAddr, usize>>,
     turn: Cell<usize>,
 }
@@ -79,6 +83,8 @@ pub(super) async fn serve(sockets: Sockets, parts: NameParts, mut stop: watch::R
         parts,
         limiter: RefCell::default(),
         forwarded: Cell::new(0),
+        flights: Flights::default(),
+        folding: Folding::default(),
         connections: RefCell::default(),
         turn: Cell::new(0),
     });
@@ -153,7 +159,7 @@ async fn datagrams(state: Rc<State>, socket: Rc<UdpSocket>) {
                 Fate::Forward => {
                     let (state, socket, query) = (Rc::clone(&state), Rc::clone(&socket), buffer[..length].to_vec());
                     tokio::task::spawn_local(async move {
-                        if let Some(bytes) = forward::ask(&state, &query, forward::Way::Datagram).await {
+                        if let Some(bytes) = forward::ask(&state, &query, client.ip(), forward::Way::Datagram).await {
                             let _ = socket.send_to(&bytes, client).await;
                         }
                     });
@@ -209,7 +215,7 @@ async fn converse(state: &State, mut stream: TcpStream, client: IpAddr) -> io::R
         let reply = match state.judge(&query, client, Transport::Tcp) {
             Fate::Reply(bytes) => Some(bytes),
             Fate::Nothing => return Ok(()),
-            Fate::Forward => forward::ask(state, &query, forward::Way::Connection).await,
+            Fate::Forward => forward::ask(state, &query, client, forward::Way::Connection).await,
         };
         let Some(reply) = reply else { return Ok(()) };
         let Ok(length) = u16::try_from(reply.len()) else { return Ok(()) };

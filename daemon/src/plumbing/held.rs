@@ -131,6 +131,13 @@ impl HeldAddresses {
         self.known.get(&address).is_some_and(|held| held.state == HeldState::Cooling && held.owner == owner)
     }
 
+    /// Whether an address rests that an owner of the same kind had: engines make a network anew with the gateway it had.
+    #[must_use]
+    pub fn rests_for(&self, address: IpAddr, owner: &str) -> bool {
+        let known = self.known.get(&address).filter(|held| held.state == HeldState::Cooling);
+        known.is_some_and(|held| kind(&held.owner) == kind(owner))
+    }
+
     /// Holds an address, durably.
     ///
     /// # Errors
@@ -224,6 +231,7 @@ mod tests {
         assert!(held.release(address, "docker/a", now).unwrap());
         assert!(!held.release(address, "docker/a", now).unwrap());
         assert!(held.may_return(address, "docker/a") && !held.may_return(address, "docker/b"));
+        assert!(held.rests_for(address, "docker/b") && !held.rests_for(address, "cni/a"));
         assert!(!held.is_held_by(address, Some("docker/net")) && held.list(now).is_empty());
         assert_eq!(held.settle(now).unwrap(), Vec::<IpAddr>::new());
         assert_eq!(held.taken(now).collect::<Vec<_>>(), [(address, Holder::Resting("docker/a".into(), 60))]);

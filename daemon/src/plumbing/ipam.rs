@@ -5,7 +5,7 @@
 //! the upper end of a prefix; what is in no block is the default network's, from the lower end. A released address is not
 //! given again before its cooldown has passed, so that packets for the old holder do not reach the new one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -53,6 +53,8 @@ pub struct Space {
     pub taken: BTreeMap<IpAddr, Holder>,
     /// The blocks of every network.
     pub blocks: Vec<(String, Prefix)>,
+    /// Taken addresses that do not stand in the way of a block around them: their holder is who wants the block.
+    pub aside: BTreeSet<IpAddr>,
 }
 
 /// What is given.
@@ -153,6 +155,30 @@ impl Space {
         self.lowest_free(within, &self.all_blocks()).ok_or_else(|| self.exhausted(DEFAULT_NETWORK, *within))
     }
 
+    /// The lowest free address of a network that lies in `within`; where its blocks have none there, a block more is cut.
+    ///
+    /// # Errors
+    /// When `within` is not of this host, or every address of it is taken or another network's.
+    pub fn allocate_part(&self, network: &str, pool: &[Prefix], within: &Prefix) -> Result<Grant, PlumbingError> {
+        let own = self.own.iter().find(|own| own.covers(within)).ok_or(PlumbingError::NotOwnPrefix(*within))?;
+        let inside = |block: &Prefix| {
+            let part = if block.covers(within) { *within } else { *block };
+            block.overlaps(within).then(|| self.lowest_free(&part, &[])).flatten()
+        };
+        if let Some(address) = self.blocks_of(network).find_map(|block| inside(&block)) {
+            return Ok(Grant { addresses: vec![address], carved: Vec::new() });
+        }
+        self.check_count(network, 1)?;
+        let mut free = self.candidates(own, pool).filter(|block| block.overlaps(within) && self.is_free(own, block));
+        let found = free.find_map(|block| Some((block, inside(&block)?)));
+        let (block, address) = found.ok_or_else(|| {
+            let mut counts = Counts::default();
+            self.taken.iter().filter(|(one, _)| within.contains(**one)).for_each(|(_, holder)| counts.add(holder));
+            PlumbingError::PrefixExhausted { network: network.to_owned(), prefix: *within, counts }
+        })?;
+        Ok(Grant { addresses: vec![address], carved: vec![block] })
+    }
+
     /// A block for a network that needs one: the uppermost that is free.
     #[must_use]
     pub fn carve(&self, network: &str, pool: &[Prefix], ipv4: bool) -> Option<Prefix> {
@@ -233,7 +259,7 @@ impl Space {
         let last = block.nth((1u128 << (bits(block) - block.len()).min(127)) - 1).unwrap_or(block.addr());
         !self.blocks.iter().any(|(_, other)| other.overlaps(block))
             && !(0..RESERVED).any(|index| prefix.nth(index).is_some_and(|address| block.contains(address)))
-            && self.taken.range(block.addr()..=last).next().is_none()
+            && self.taken.range(block.addr()..=last).all(|(address, _)| self.aside.contains(address))
     }
 
     fn lowest_free(&self, prefix: &Prefix, holes: &[Prefix]) -> Option<IpAddr> {

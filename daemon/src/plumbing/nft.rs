@@ -5,13 +5,14 @@
 //! host only, containers' packets are marked so that routing sends all of them through the TUN, and own prefixes are
 //! masqueraded towards the outside. What passes between containers and this host is up to [`super::host_policy`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::{Command, Output, Stdio};
 
 use overlay_wire::Prefix;
+use parking_lot::Mutex;
 
 use super::desired::Attachment;
 use super::{LearnedRoutes, Masquerade, PlumbingConfig, PlumbingError, UnderlayTracking, ports};
@@ -199,8 +200,15 @@ pub struct Installation {
     pub what: &'static str,
     /// Family and name of each.
     pub tables: Vec<(&'static str, String)>,
-    /// The script last installed and the tables as the kernel then listed them.
-    installed: Option<(String, String)>,
+    installed: Option<Installed>,
+}
+
+/// What was last put in force.
+#[derive(Debug)]
+struct Installed {
+    script: String,
+    /// The tables as the kernel listed them then; `None` until [`Installation::remember`].
+    listing: Option<String>,
 }
 
 impl Installation {
@@ -217,23 +225,44 @@ impl Installation {
     }
 
     /// Makes the kernel's tables those of `script`, unless they are already; whether anything was changed. They are looked
-    /// at only when `look` says so or the script is another one.
+    /// at only when `look` says so or the script is another one. A call to [`Installation::remember`] should follow.
     ///
     /// # Errors
     /// When `nft` cannot be run or refuses the script; then nothing has changed.
     pub fn ensure(&mut self, script: &str, look: Look) -> Result<bool, PlumbingError> {
-        if let Some((installed, listing)) = &self.installed
-            && installed == script
-            && (look == Look::Known || self.list()?.as_ref() == Some(listing))
-        {
-            return Ok(false);
-        }
+        let known = self.installed.as_ref().filter(|known| known.script == script);
+        let is_unsure = match (known, look) {
+            (Some(_), Look::Known) => return Ok(false),
+            (Some(Installed { listing: Some(listing), .. }), Look::Compare) => {
+                if self.list()?.as_ref() == Some(listing) {
+                    return Ok(false);
+                }
+                false
+            }
+            // Nobody has looked since they were installed: what is there now may be somebody else's.
+            (Some(Installed { listing: None, .. }), Look::Compare) => true,
+            (None, _) => false,
+        };
         let output = run(&["-f", "-"], script)?;
         if !output.status.success() {
             return Err(refused(self.what, &output));
         }
-        self.installed = self.list()?.map(|listing| (script.to_owned(), listing));
-        Ok(true)
+        self.installed = Some(Installed { script: script.to_owned(), listing: None });
+        Ok(!is_unsure)
+    }
+
+    /// Lists what was installed, to compare with later, unless that has been done. It takes as long as installing, and
+    /// nobody needs to wait for it.
+    ///
+    /// # Errors
+    /// When `nft` cannot be run.
+    pub fn remember(&mut self) -> Result<(), PlumbingError> {
+        if self.installed.as_ref().is_some_and(|installed| installed.listing.is_none()) {
+            let listing = self.list()?;
+            self.installed =
+                self.installed.take().filter(|_| listing.is_some()).map(|installed| Installed { listing, ..installed });
+        }
+        Ok(())
     }
 
     /// The tables as the kernel has them, without counters and what packets put into sets; `None` where one is missing.
@@ -241,15 +270,12 @@ impl Installation {
     /// # Errors
     /// When `nft` cannot be run.
     pub fn list(&self) -> Result<Option<String>, PlumbingError> {
-        let mut text = String::new();
+        let mut script = String::new();
         for (family, name) in &self.tables {
-            let output = run(&["-s", "list", "table", family, name], "")?;
-            if !output.status.success() {
-                return Ok(None);
-            }
-            text.push_str(&without_memory(&String::from_utf8_lossy(&output.stdout)));
+            line(&mut script, 0, format_args!("list table {family} {name}"));
         }
-        Ok(Some(text))
+        let output = run(&["-s", "-f", "-"], &script)?;
+        Ok(output.status.success().then(|| without_memory(&String::from_utf8_lossy(&output.stdout))))
     }
 
     /// Removes the tables; those that are gone already are fine.
@@ -302,6 +328,16 @@ fn refused(what: &'static str, output: &Output) -> PlumbingError {
     PlumbingError::Nft { what, stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned() }
 }
 
+/// The latest processes of `nft` that were started here, each by its number.
+static OWN: Mutex<VecDeque<u32>> = Mutex::new(VecDeque::new());
+/// How many of them are remembered: the kernel tells of their changes within moments.
+const OWN_REMEMBERED: usize = 64;
+
+/// Whether the process of this number is one of ours. The kernel tells it with every change, as the port of the socket.
+pub(super) fn is_own(process: u32) -> bool {
+    OWN.lock().contains(&process)
+}
+
 pub(super) fn run(arguments: &[&str], input: &str) -> Result<Output, PlumbingError> {
     let mut child = Command::new("nft")
         .args(arguments)
@@ -311,6 +347,14 @@ pub(super) fn run(arguments: &[&str], input: &str) -> Result<Output, PlumbingErr
         .stderr(Stdio::piped())
         .spawn()
         .map_err(PlumbingError::NftMissing)?;
+    {
+        // Before it has its input, so before it can change anything.
+        let mut own = OWN.lock();
+        own.push_back(child.id());
+        while own.len() > OWN_REMEMBERED {
+            own.pop_front();
+        }
+    }
     // A child that ended early closes the pipe; its exit status and stderr tell why.
     if let Some(mut stdin) = child.stdin.take() {
         let _ = stdin.write_all(input.as_bytes());

@@ -164,6 +164,14 @@ impl Plumber {
         Ok(())
     }
 
+    /// Lists the tables that were installed since the last call, to compare with later. Nobody waits for it.
+    pub fn remember_tables(&mut self) {
+        for tables in [&mut self.guard, &mut self.bridge_guard, &mut self.host_policy, &mut self.nat] {
+            // What could not be listed is installed again at the next full look.
+            let _ = tables.remember();
+        }
+    }
+
     /// Repairs the host. Failures become problems; everything that can be done is done.
     pub async fn reconcile(&mut self, scope: Scope) -> Reconciled {
         let mut outcome = Reconciled::default();

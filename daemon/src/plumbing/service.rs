@@ -417,6 +417,7 @@ async fn serve(
     };
     plumber.set_host_policy(policy);
     let first = look(&mut plumber, Scope::Everything, told).await;
+    plumber.remember_tables();
     if ready.send(Ok((first, plumber.own_networks()))).is_err() {
         return;
     }
@@ -426,6 +427,10 @@ async fn serve(
     let mut last = Instant::now();
     let mut pending: Option<(Instant, Scope)> = None;
     loop {
+        // Whoever waits in the inbox comes first.
+        if inbox.is_empty() {
+            plumber.remember_tables();
+        }
         let due = pending.map_or_else(|| Instant::now() + FULL_CHECK, |(at, _)| at);
         tokio::select! {
             command = inbox.recv() => match command {

@@ -15,7 +15,7 @@ use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use tokio::sync::mpsc;
 
-use super::{PlumbingConfig, PlumbingError, Tables, host_policy, ports};
+use super::{PlumbingConfig, PlumbingError, Tables, host_policy, nft, ports};
 
 /// Multicast group of nf_tables changes (`NFNLGRP_NFTABLES`).
 const NFNLGRP_NFTABLES: u32 = 7;
@@ -143,15 +143,18 @@ fn watch_nft(tables: [String; 3], changes: mpsc::Sender<Change>) -> io::Result<(
     Ok(())
 }
 
-/// Whether a datagram of nf_tables messages names a table. In messages about tables, chains, rules, sets and elements
-/// attribute 1 is the table's name.
+/// Whether a datagram of nf_tables messages names a table in a change that is not our own. In messages about tables, chains,
+/// rules, sets and elements attribute 1 is the table's name; the header has the port of who made the change, which is the
+/// number of its process.
 fn mentions_table(mut bytes: &[u8], table: &str) -> bool {
     while let Some(length) = bytes.get(..4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]) as usize) {
         if length < 16 || length > bytes.len() {
             return false;
         }
+        let maker = bytes.get(12..16).map_or(0, |b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
         let attributes = bytes.get(HEADERS..length).unwrap_or_default();
-        if first_attribute(attributes).is_some_and(|name| name == table.as_bytes()) {
+        let is_named = first_attribute(attributes).is_some_and(|name| name == table.as_bytes());
+        if is_named && !nft::is_own(maker) {
             return true;
         }
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();

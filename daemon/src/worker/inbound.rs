@@ -249,6 +249,20 @@ fn joined_by_kernel(packet: &[u8], headers: &Headers) -> bool {
     headers.tcp().is_some() && packet.get(at..at + 2) == Some(&pseudo.to_be_bytes()[..])
 }
 
+/// The parts of a packet or super-packet that lie in the arena.
+fn gather<'p, 'a>(
+    parts: &'p mut [IoSlice<'a>; 65],
+    arena: &'a [u8],
+    first: std::ops::Range<usize>,
+    payloads: &[(usize, usize)],
+) -> &'p [IoSlice<'a>] {
+    parts[0] = IoSlice::new(&arena[first]);
+    for (part, (at, len)) in parts[1..].iter_mut().zip(payloads) {
+        *part = IoSlice::new(&arena[*at..at + len]);
+    }
+    &parts[..=payloads.len()]
+}
+
 fn copy(datagram: &[u8], message: &Received<'_>) -> Datagram {
     Datagram { from: message.from, local: message.local, bytes: datagram.into() }
 }
@@ -331,7 +345,11 @@ impl Worker {
                         continue;
                     }
                     let header = entry.finish(&mut arena);
-                    if header.gso != GsoKind::None && joining == Joining::Off {
+                    if !self.engine.delay().is_zero() {
+                        let mut parts = [IoSlice::new(&[]); 65];
+                        let parts = gather(&mut parts, &arena, entry.first(), entry.payloads());
+                        self.put_off(snapshot, Verdict::Deliver, (header, parts), entry.segments, now);
+                    } else if header.gso != GsoKind::None && joining == Joining::Off {
                         self.write_cut(&header, &arena[entry.first()]);
                     } else {
                         self.write_entry(&header, &arena, entry.first(), entry.payloads());
@@ -393,11 +411,7 @@ impl Worker {
         payloads: &[(usize, usize)],
     ) {
         let mut parts = [IoSlice::new(&[]); 65];
-        parts[0] = IoSlice::new(&arena[first]);
-        for (part, (at, len)) in parts[1..].iter_mut().zip(payloads) {
-            *part = IoSlice::new(&arena[*at..at + len]);
-        }
-        self.write_device(header, &parts[..=payloads.len()]);
+        self.write_device(header, gather(&mut parts, arena, first, payloads));
     }
 
     /// Cuts a super-packet that the kernel joined for a device that takes none.

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod inbound;
+mod late;
 mod outbound;
 mod transmit;
 mod waiting;
@@ -24,6 +25,7 @@ use crate::shared::{SharedRef, TurnCounters, WorkerCommand, WorkerEvent, WorkerR
 use crate::snapshot::Snapshot;
 use crate::underlay::{Family, RawProtocol};
 use inbound::Inbound;
+use late::Lates;
 pub(crate) use transmit::needs_fragments;
 use transmit::{Held, Transmitter};
 pub use transmit::{Outgoing, SendSockets};
@@ -64,6 +66,7 @@ pub struct Worker {
     wake: OwnedFd,
     transmitter: Transmitter,
     inbound: Inbound,
+    lates: Lates,
     read_buffer: Box<[u8]>,
     fragment_buffer: Box<[u8]>,
     reply: Reply,
@@ -105,6 +108,7 @@ impl Worker {
         Self {
             transmitter: Transmitter::new(shared.clone(), &parts.send),
             inbound: Inbound::new(shared.clone(), parts.receive, usize::from(parts.device.mtu.get())),
+            lates: Lates::default(),
             shared,
             device: parts.device,
             queue: Some(parts.queue),
@@ -133,7 +137,8 @@ impl Worker {
             let snapshot = shared.snapshot.load();
             let received = self.receive(&snapshot, now);
             let read = if self.blocked { 0 } else { self.read_device(&snapshot, now) };
-            let work = received + read;
+            let late = if self.blocked { 0 } else { self.send_late(&snapshot, now) };
+            let work = received + read + late;
             if !self.waiting.is_empty() {
                 self.look_at_waiting(&snapshot, now);
             }
@@ -182,8 +187,13 @@ impl Worker {
             (Some(_), false) => WAITING_LOOK,
             (Some(_), true) => SLEEP,
         };
-        // SAFETY: `polled` holds `count` entries and lives through the call.
-        unsafe { libc::poll(polled.as_mut_ptr(), count, longest.as_millis() as libc::c_int) };
+        // What waits for its turn waits on while nothing can be sent.
+        let next = self.lates.next().filter(|_| !self.blocked);
+        let longest = next.map_or(longest, |next| next.saturating_duration_since(Instant::now()).min(longest));
+        let longest =
+            libc::timespec { tv_sec: longest.as_secs() as libc::time_t, tv_nsec: longest.subsec_nanos().into() };
+        // SAFETY: `polled` holds `count` entries, it and the time live through the call, and no mask is given.
+        unsafe { libc::ppoll(polled.as_mut_ptr(), count, &longest, std::ptr::null()) };
         if polled[0].revents != 0 {
             drain(self.wake.as_raw_fd());
         }

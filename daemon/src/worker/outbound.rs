@@ -99,40 +99,53 @@ impl Worker {
         } else {
             self.engine.outbound(&snapshot.tables, &headers, packet, segment_len, segments, now, &mut self.reply)
         };
+        let whole = &packet[..usize::from(headers.total_len)];
+        // What goes back to the kernel goes as it came, its checksum completed above if single.
+        let offload = if vnet.gso == GsoKind::None { VnetHeader::default() } else { vnet };
+        if !self.put_off(snapshot, verdict, (offload, &[IoSlice::new(whole)]), segments, now) {
+            self.carry(snapshot, held, (whole, &headers, &offload, segments), verdict, now);
+        }
+        if headers.fragment.is_some() {
+            release(held);
+            self.release_fragments(snapshot, now);
+        }
+    }
+
+    /// Does what a verdict says with a packet or super-packet from the TUN.
+    pub(super) fn carry<'s>(
+        &mut self,
+        snapshot: &'s Snapshot,
+        held: &mut Option<Held<'s>>,
+        (packet, headers, vnet, segments): (&[u8], &Headers, &VnetHeader, u32),
+        verdict: Verdict,
+        now: Instant,
+    ) {
         match verdict {
             Verdict::Forward(peer) => {
                 let Some(held) = hold(held, snapshot, peer) else { return };
                 let mtu = inner_mtu(snapshot, peer);
-                let outgoing = match (vnet.gso, Segments::new(packet, &headers, &vnet)) {
-                    (GsoKind::None, _) | (_, Err(_)) => Outgoing::Packet(&packet[..usize::from(headers.total_len)]),
+                let outgoing = match (vnet.gso, Segments::new(packet, headers, vnet)) {
+                    (GsoKind::None, _) | (_, Err(_)) => Outgoing::Packet(packet),
                     (_, Ok(segments)) => Outgoing::Segments(segments),
                 };
                 self.transmitter.send_to(held, &outgoing, headers.tos, mtu, now);
             }
             Verdict::ForwardFragmented(peer, mtu) => {
                 if segments > 1 {
-                    self.forward_segments_fragmented(snapshot, held, packet, &headers, &vnet, (peer, mtu), now);
+                    self.forward_segments_fragmented(snapshot, held, packet, headers, vnet, (peer, mtu), now);
                 } else {
-                    self.forward_fragmented(snapshot, held, packet, &headers, (peer, mtu), now);
+                    self.forward_fragmented(snapshot, held, packet, headers, (peer, mtu), now);
                 }
             }
-            Verdict::Deliver => {
-                // Same host, or to the outside: back to the kernel as it came, its checksum completed above if single.
-                let header = if vnet.gso == GsoKind::None { VnetHeader::default() } else { vnet };
-                let len = usize::from(headers.total_len);
-                self.write_device(&header, &[IoSlice::new(&packet[..len])]);
-            }
+            // Same host, or to the outside: back to the kernel.
+            Verdict::Deliver => self.write_device(vnet, &[IoSlice::new(packet)]),
             Verdict::DropWithReply(_) => {
                 let reply = std::mem::take(&mut self.reply);
                 self.write_device(&VnetHeader::default(), &[IoSlice::new(reply.packet())]);
                 self.reply = reply;
             }
-            Verdict::Wait(address) => self.keep_outbound(snapshot, address, packet, vnet, segments, now),
+            Verdict::Wait(address) => self.keep_outbound(snapshot, address, packet, *vnet, segments, now),
             Verdict::Drop(_) | Verdict::Held => {}
-        }
-        if headers.fragment.is_some() {
-            release(held);
-            self.release_fragments(snapshot, now);
         }
     }
 

@@ -133,6 +133,9 @@ impl Worker {
         };
         match verdict {
             Verdict::Deliver => {
+                if self.put_off(snapshot, verdict, (kept.vnet, &[IoSlice::new(&kept.packet)]), segments, now) {
+                    return;
+                }
                 let joining = self.queue.as_ref().map_or(Joining::Off, |queue| queue.joining());
                 if kept.vnet.gso != GsoKind::None && joining == Joining::Off {
                     self.write_cut(&kept.vnet, &kept.packet);

@@ -2,7 +2,10 @@
 
 use std::sync::OnceLock;
 
-use overlay_services::{Answered, MAX_TCP_BYTES, Transport, Zone, answer, failure, is_answer, question, with_id};
+use overlay_services::{
+    Answered, MAX_TCP_BYTES, NAME_BITS_BYTES, Transport, Zone, answer, as_asked, essence, failure, is_answer, question,
+    with_case, with_id,
+};
 
 fn zone() -> &'static Zone {
     static ZONE: OnceLock<Zone> = OnceLock::new();
@@ -36,7 +39,11 @@ pub fn message(bytes: &[u8]) {
     if let Some(reply) = failure(bytes, 2) {
         assert!(reply.len() <= 512 && reply[3] & 15 == 2);
     }
+    let spelled = with_case(bytes, &[0xa5; NAME_BITS_BYTES]);
+    assert_eq!((spelled.len(), essence(&spelled)), (bytes.len(), essence(bytes)));
+    assert_eq!(as_asked(&spelled, bytes), bytes);
     if let Some((id, asked)) = question(bytes) {
+        assert_eq!(question(&spelled).map(|(_, question)| question), Some(asked.clone()));
         let moved = with_id(bytes, id ^ 0x5555);
         assert_eq!(question(&moved), Some((id ^ 0x5555, asked.clone())));
         assert!(!is_answer(&moved, id, &asked));

@@ -2,6 +2,7 @@
 
 pub mod dataplane;
 pub mod dns;
+pub mod docker;
 pub mod gossip;
 pub mod membership;
 pub mod outer;

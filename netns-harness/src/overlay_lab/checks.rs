@@ -94,7 +94,9 @@ pub(crate) fn figures_on_record() -> Result<()> {
             missing.push(format!("docs/results/{name}.json has no row of `{title}`; run `cargo lab soak {name}`"));
         }
     }
-    missing.extend(crate::membership::gaps(&read("membership")));
+    for (set, name) in [(&crate::rows::MEMBERSHIP, "membership"), (&crate::rows::CONTAINERS, "containers")] {
+        missing.extend(crate::rows::gaps(set, &read(name)));
+    }
     for name in SOAKS.into_iter().chain(["bench"]).chain(simulated().map(|part| part.name)) {
         if !read(name)["machine"]["commit"].is_string() {
             missing.push(format!("docs/results/{name}.json names no commit"));

@@ -1,4 +1,5 @@
-//! The demonstration: three hosts with two containers each, once per encapsulation.
+//! The demonstration: three hosts with two containers each, once per encapsulation, and two containers of a real engine
+//! where one is installed.
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -10,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use crate::table::Table;
 use crate::{packages, signals};
+
+mod engine;
 
 const ENCAPSULATIONS: [&str; 3] = ["wireguard", "gre", "ipip"];
 /// A port every container may reach.
@@ -79,6 +82,9 @@ fn stage(encapsulation: &str, binaries: &Binaries, options: &Options, table: &mu
         held &= pair(encapsulation, &containers[from], &containers[to], options, table)?;
     }
     held &= denial(encapsulation, &containers[0], &containers[2], table)?;
+    if encapsulation == ENCAPSULATIONS[0] {
+        held &= self::engine::show(&lab, table)?;
+    }
     if !held {
         for host in lab.hosts() {
             println!("{}", lab.log(host.name())?);

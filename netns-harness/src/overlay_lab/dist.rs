@@ -104,13 +104,15 @@ fn fill(binaries: &Binaries, stage: &Path) -> Result<()> {
     write(&stage.join("SHA256SUMS"), &sums)
 }
 
-/// Configurations, alert rules and the dashboard.
+/// Configurations, of engines too, alert rules and the dashboard.
 fn examples(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found: Vec<PathBuf> = match fs::read_dir(directory) {
         Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
         Err(_) => Vec::new(),
     };
-    let known = |extension: &std::ffi::OsStr| ["toml", "yml", "json"].iter().any(|known| extension == *known);
+    let known = |extension: &std::ffi::OsStr| {
+        ["toml", "yml", "json", "conf", "conflist"].iter().any(|known| extension == *known)
+    };
     found.retain(|path| path.extension().is_some_and(known));
     found.sort();
     Ok(found)

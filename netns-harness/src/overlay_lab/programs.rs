@@ -15,10 +15,18 @@ use std::time::{Duration, Instant};
 /// The directory of the package whose tests make clusters.
 const SYSTEM: &str = "tests";
 /// System tests that hold times and rates against a figure, and so share the machine with no other.
-const ALONE: [&str; 7] =
-    ["crash", "harness", "interop_wireguard", "limits", "membership_figures", "startup", "streams"];
+const ALONE: [&str; 8] = [
+    "containers_figures",
+    "crash",
+    "harness",
+    "interop_wireguard",
+    "limits",
+    "membership_figures",
+    "startup",
+    "streams",
+];
 /// System tests that take longest begin first, so that no lane waits long for the other.
-const LONGEST: [&str; 5] = ["docker", "cluster_policy", "endpoints", "host_policy", "mtu"];
+const LONGEST: [&str; 6] = ["docker", "cluster_policy", "endpoints", "containerd", "host_policy", "mtu"];
 /// System tests that run at once: most of their time they wait for a daemon.
 const LANES: usize = 2;
 

@@ -14,7 +14,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use crate::machine::Machine;
-use crate::{membership, packages, saving, signals, sim};
+use crate::{packages, rows, saving, signals, sim};
 
 const ENCAPSULATIONS: [&str; 3] = ["wireguard", "gre", "ipip"];
 
@@ -48,6 +48,8 @@ enum Name {
     SimChaos,
     /// The figures of membership on real daemons: revocation, tokens, forgery, floods, kills. Each row alone with `--row`.
     Membership,
+    /// The figures of containers on real daemons, plugins and engines. Each row alone with `--row`.
+    Containers,
 }
 
 #[derive(Debug, Args)]
@@ -63,8 +65,8 @@ pub(crate) struct Options {
     /// Where to write; default `docs/results/NAME.json`.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Only this row of `membership`.
-    #[arg(long)]
+    /// Only this row of `membership` or `containers`.
+    #[arg(long, alias = "only")]
     row: Option<String>,
 }
 
@@ -108,8 +110,13 @@ impl Measurement {
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    if options.name == Name::Membership {
-        return membership::run(options.row.as_deref(), options.seed, options.size, options.json.as_deref());
+    let set = match options.name {
+        Name::Membership => Some(&rows::MEMBERSHIP),
+        Name::Containers => Some(&rows::CONTAINERS),
+        _ => None,
+    };
+    if let Some(set) = set {
+        return rows::run(set, options.row.as_deref(), options.seed, options.size, options.json.as_deref());
     }
     let name = options.name.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
     if options.name == Name::Sim {

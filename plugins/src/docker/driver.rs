@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use overlay_control::{Code, ControlError};
-use parking_lot::{Mutex, MutexGuard};
-use serde::de::DeserializeOwned;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde_json::{Value, json};
 
+use super::call::Call;
+use super::dockerd::Dockerd;
 use super::refusal::Refusal;
 use super::state::State;
 use crate::daemon::Daemon;
@@ -51,6 +52,10 @@ pub struct Driver {
     pub(super) state: Mutex<State>,
     /// Held while the daemon is told what dockerd gave back, so that nothing is given back twice.
     pub(super) settling: Mutex<()>,
+    pub(super) dockerd: Dockerd,
+    /// Whether somebody wants names to be looked for, and how that is told.
+    pub(super) unnamed: Mutex<bool>,
+    pub(super) name_soon: Condvar,
 }
 
 impl Driver {
@@ -58,9 +63,15 @@ impl Driver {
     ///
     /// # Errors
     /// When it cannot be made or read, or a file in it is damaged.
-    pub fn open(state_dir: &Path, socket: &Path) -> io::Result<Self> {
-        let state = Mutex::new(State::open(state_dir)?);
-        Ok(Self { socket: socket.to_owned(), state, settling: Mutex::new(()) })
+    pub fn open(state_dir: &Path, socket: &Path, dockerd: Dockerd) -> io::Result<Self> {
+        Ok(Self {
+            socket: socket.to_owned(),
+            state: Mutex::new(State::open(state_dir)?),
+            settling: Mutex::new(()),
+            dockerd,
+            unnamed: Mutex::new(false),
+            name_soon: Condvar::new(),
+        })
     }
 
     /// A connection to the daemon. One that is not there yet, or not a member yet, is waited for a little.
@@ -83,38 +94,30 @@ impl Driver {
     /// Answers one call.
     pub(super) fn answer(&self, path: &str, body: &[u8]) -> Result<Value, Refusal> {
         let deadline = Deadline::of_a_call();
-        match path {
-            "/Plugin.Activate" => Ok(json!({ "Implements": ["NetworkDriver", "IpamDriver"] })),
+        match Call::read(path, body)? {
+            Call::Activate => Ok(json!({ "Implements": ["NetworkDriver", "IpamDriver"] })),
             // Swarm does not take plugins of this kind, so the scope is the host's; containers reach other hosts all the same.
-            "/NetworkDriver.GetCapabilities" => Ok(json!({ "Scope": "local", "ConnectivityScope": "global" })),
-            "/IpamDriver.GetCapabilities" => Ok(json!({ "RequiresMACAddress": false, "RequiresRequestReplay": false })),
-            "/IpamDriver.GetDefaultAddressSpaces" => {
+            Call::NetworkCapabilities => Ok(json!({ "Scope": "local", "ConnectivityScope": "global" })),
+            Call::AddressCapabilities => Ok(json!({ "RequiresMACAddress": false, "RequiresRequestReplay": false })),
+            Call::AddressSpaces => {
                 Ok(json!({ "LocalDefaultAddressSpace": SPACE, "GlobalDefaultAddressSpace": "overlayd-global" }))
             }
-            "/IpamDriver.RequestPool" => self.request_pool(&read(body)?, deadline),
-            "/IpamDriver.ReleasePool" => self.release_pool(&read(body)?),
-            "/IpamDriver.RequestAddress" => self.request_address(&read(body)?, deadline),
-            "/IpamDriver.ReleaseAddress" => self.release_address(&read(body)?),
-            "/NetworkDriver.CreateNetwork" => self.create_network(&read(body)?),
-            "/NetworkDriver.DeleteNetwork" => self.delete_network(&read(body)?),
-            "/NetworkDriver.CreateEndpoint" => self.create_endpoint(&read(body)?),
-            "/NetworkDriver.DeleteEndpoint" => self.delete_endpoint(&read(body)?),
-            "/NetworkDriver.EndpointOperInfo" => Ok(json!({ "Value": {} })),
-            "/NetworkDriver.Join" => self.join(&read(body)?, deadline),
-            "/NetworkDriver.Leave" => self.leave(&read(body)?),
-            "/NetworkDriver.ProgramExternalConnectivity" => self.publish(&read(body)?, deadline),
-            "/NetworkDriver.RevokeExternalConnectivity" => self.unpublish(&read(body)?),
-            "/NetworkDriver.DiscoverNew" | "/NetworkDriver.DiscoverDelete" => Ok(json!({})),
-            _ => Err(Refusal::unreadable(format_args!(
-                "there is no call {:?}",
-                path.chars().take(64).collect::<String>()
-            ))),
+            Call::RequestPool(request) => self.request_pool(&request, deadline),
+            Call::ReleasePool(request) => self.release_pool(&request),
+            Call::RequestAddress(request) => self.request_address(&request, deadline),
+            Call::ReleaseAddress(request) => self.release_address(&request),
+            Call::CreateNetwork(request) => self.create_network(&request, deadline),
+            Call::DeleteNetwork(request) => self.delete_network(&request),
+            Call::CreateEndpoint(call) => self.create_endpoint(&call),
+            Call::DeleteEndpoint(call) => self.delete_endpoint(&call),
+            Call::Join(call) => self.join(&call, deadline),
+            Call::Leave(call) => self.leave(&call),
+            Call::Publish(call) => self.publish(&call, deadline),
+            Call::Unpublish(call) => self.unpublish(&call),
+            Call::OperInfo => Ok(json!({ "Value": {} })),
+            Call::Discover => Ok(json!({})),
         }
     }
-}
-
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(body).map_err(Refusal::unreadable)
 }
 
 /// The name of an endpoint at the daemon.

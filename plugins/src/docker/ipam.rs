@@ -14,8 +14,6 @@ use super::message::{AddressRequest, PoolRequest};
 use super::refusal::Refusal;
 use super::state::{Given, Pool, State, now_unix};
 
-/// The option that names the overlay network.
-pub(super) const NETWORK_OPTION: &str = "network";
 /// Pools that may be asked for and not used yet: dockerd asks again and again when a pool does not please it.
 const UNUSED_POOLS: usize = 8;
 
@@ -31,7 +29,7 @@ fn alone(address: IpAddr) -> String {
 
 impl Driver {
     pub(super) fn request_pool(&self, request: &PoolRequest, deadline: Deadline) -> Result<Value, Refusal> {
-        let overlay_network = overlay_network(&request.options)?;
+        let cluster = super::cluster::of_options(&request.options)?;
         let book = self.daemon(deadline)?.addresses()?;
         let own: Vec<Prefix> = book.own.into_iter().filter(|prefix| prefix.is_ipv4() != request.v6).collect();
         let family = if request.v6 { "IPv6" } else { "IPv4" };
@@ -67,7 +65,8 @@ impl Driver {
                 prefix,
                 range,
                 named: named.is_some(),
-                overlay_network,
+                since: now_unix(),
+                cluster,
                 network: None,
                 addresses: Default::default(),
                 releasing: Default::default(),
@@ -84,7 +83,7 @@ impl Driver {
                 Some(text.parse::<IpAddr>().map_err(|_| Refusal::unreadable(format_args!("{text:?} is no address")))?)
             }
         };
-        let (within, waits) = {
+        let (hold, network, waits) = {
             let mut state = self.state.lock();
             let unknown =
                 || Refusal::new("overlayd: this pool is not known; remove the Docker network and make it again");
@@ -104,14 +103,19 @@ impl Driver {
                     return Ok(json!({ "Address": alone(wanted), "Data": {} }));
                 }
             }
-            (within, waits)
+            let part = pool.named.then_some(pool.prefix);
+            let hold = AddressHold { owner: owner(&request.pool), within, address: wanted, network: None, part };
+            (hold, pool.network.clone(), waits)
         };
         if waits {
             // dockerd gave it back while the daemon was away, and wants it again.
             self.settle_pool(&request.pool, deadline)?;
         }
-        let hold = AddressHold { owner: owner(&request.pool), within, address: wanted };
-        let held = self.daemon(deadline)?.hold(hold)?.address;
+        // What is asked for before there is a network is the network's own, and this host's.
+        let held = match network {
+            None => self.daemon(deadline)?.hold(hold)?.address,
+            Some(network) => self.hold_for_container(&network, hold, deadline)?,
+        };
         let given = Given { since: now_unix(), fixed: false };
         let written = self.state.lock().pools.change(&request.pool, |pool| {
             pool.addresses.insert(held, given);
@@ -151,7 +155,7 @@ impl Driver {
     }
 }
 
-fn parse(text: &str, what: &str) -> Result<Option<Prefix>, Refusal> {
+pub(super) fn parse(text: &str, what: &str) -> Result<Option<Prefix>, Refusal> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -171,23 +175,6 @@ fn refuse_overlap(state: &State, named: Option<Prefix>) -> Result<(), Refusal> {
             );
             Err(Refusal::new(format!("overlayd: subnet {named} overlaps {} of {who}", pool.prefix)))
         }
-    }
-}
-
-/// The overlay network that options name; none: the default one.
-pub(super) fn overlay_network(options: &std::collections::BTreeMap<String, String>) -> Result<Option<String>, Refusal> {
-    if let Some(key) = options.keys().find(|key| *key != NETWORK_OPTION && !key.starts_with("com.docker.")) {
-        let shown: String = key.chars().take(64).collect();
-        return Err(Refusal::new(format!(
-            "overlayd: IPAM option {shown:?} is unknown; there is `--ipam-opt {NETWORK_OPTION}=NAME`"
-        )));
-    }
-    match options.get(NETWORK_OPTION).map(String::as_str) {
-        None | Some("" | "default") => Ok(None),
-        Some(name) => Err(Refusal::new(format!(
-            "overlayd: there is no overlay network {:?}; leave out `--ipam-opt {NETWORK_OPTION}`",
-            name.chars().take(64).collect::<String>()
-        ))),
     }
 }
 

@@ -3,11 +3,15 @@
 //! dockerd is never held up: systemd holds the socket, every call is answered within 3 s, and what gives something back succeeds
 //! with the daemon away and is told to it later. What dockerd said is on disk before it is answered.
 
+mod call;
+mod cluster;
 mod dockerd;
 mod driver;
 pub(crate) mod firewall;
+mod hostile;
 mod ipam;
 mod message;
+mod naming;
 mod network;
 mod ports;
 mod refusal;
@@ -23,6 +27,7 @@ use std::sync::Arc;
 
 pub use dockerd::Dockerd;
 pub use driver::Driver;
+pub use hostile::{look_at_answer, look_at_call};
 
 /// Where dockerd looks for the plugin.
 pub const PLUGIN_SOCKET: &str = "/run/docker/plugins/overlayd.sock";
@@ -50,10 +55,11 @@ pub struct Places {
 /// When the state cannot be read or the socket cannot be had.
 pub fn serve(places: &Places) -> io::Result<std::convert::Infallible> {
     let listener = listener(&places.listen).map_err(|error| at(&places.listen, &error))?;
-    let driver = Driver::open(&places.state, &places.control).map_err(|error| at(&places.state, &error))?;
-    let driver = Arc::new(driver);
-    let (keeper, dockerd) = (Arc::clone(&driver), Dockerd::at(&places.docker));
-    std::thread::Builder::new().name("settle".into()).spawn(move || keeper.keep_settled(&dockerd))?;
+    let driver = Driver::open(&places.state, &places.control, Dockerd::at(&places.docker));
+    let driver = Arc::new(driver.map_err(|error| at(&places.state, &error))?);
+    let (keeper, namer) = (Arc::clone(&driver), Arc::clone(&driver));
+    std::thread::Builder::new().name("settle".into()).spawn(move || keeper.keep_settled())?;
+    std::thread::Builder::new().name("names".into()).spawn(move || namer.keep_named())?;
     std::thread::Builder::new().name("firewall".into()).spawn(firewall::keep_admitting)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(server::run(listener, driver))

@@ -7,17 +7,18 @@
 use std::net::IpAddr;
 
 use overlay_control::ControlError;
-use overlay_control::api::{EndpointLease, EndpointRequest, EngineNetwork};
+use overlay_control::api::{AddressBook, EndpointLease, EndpointRequest, EngineNetwork};
 use overlay_wire::Prefix;
 use overlay_wire::gossip::Labels;
 use overlay_wire::gossip::identities::check_labels;
+use overlay_wire::gossip::networks::DEFAULT_NETWORK;
 use serde_json::{Map, Value, json};
 
+use super::cluster::{NETWORK_OPTION, checked};
 use super::driver::{Deadline, Driver, OWNER, SPACE, endpoint_name, exists_already};
-use super::ipam::NETWORK_OPTION;
 use super::message::{EndpointCall, InterfaceName, JoinAnswer, NetworkRequest, PoolData, PortBinding, StaticRoute};
 use super::refusal::Refusal;
-use super::state::{Endpoint, Network, State, now_unix};
+use super::state::{Cluster, Endpoint, Network, State, now_unix};
 use super::store::is_id;
 use crate::daemon::Daemon;
 
@@ -32,6 +33,8 @@ const LABEL: &str = "overlay.label.";
 const PORTS: &str = "com.docker.network.portmap";
 /// Ports of one container at most.
 const MAX_PORTS: usize = 4096;
+/// Routes to blocks of a network that a container gets at most, its own host's first.
+const MAX_BLOCK_ROUTES: usize = 256;
 
 pub(super) fn check_ids(ids: &[&str]) -> Result<(), Refusal> {
     match ids.iter().find(|id| !is_id(id)) {
@@ -41,7 +44,7 @@ pub(super) fn check_ids(ids: &[&str]) -> Result<(), Refusal> {
 }
 
 /// An address, with or without a prefix length behind it.
-fn address(text: &str) -> Result<Option<IpAddr>, Refusal> {
+pub(super) fn address(text: &str) -> Result<Option<IpAddr>, Refusal> {
     let alone = text.split('/').next().unwrap_or_default();
     if alone.is_empty() {
         return Ok(None);
@@ -60,9 +63,9 @@ fn hardware_address(endpoint: &str) -> String {
 }
 
 /// What `-o` and the flags of `docker network create` say.
-fn options(all: &Map<String, Value>) -> Result<Network, Refusal> {
-    let mut network =
-        Network { internal: all.get(INTERNAL).and_then(Value::as_bool).unwrap_or(false), ..Network::default() };
+pub(super) fn options(all: &Map<String, Value>) -> Result<Network, Refusal> {
+    let internal = all.get(INTERNAL).and_then(Value::as_bool).unwrap_or(false);
+    let mut network = Network { internal, cluster: Cluster::OfItsName, ..Network::default() };
     for (key, value) in all.get(GENERIC).and_then(Value::as_object).into_iter().flatten() {
         let text = value.as_str().unwrap_or_default();
         match key.as_str() {
@@ -71,12 +74,13 @@ fn options(all: &Map<String, Value>) -> Result<Network, Refusal> {
                 let bad = || Refusal::new(format!("overlayd: MTU {text:?} is not acceptable; give 1280 to 65535"));
                 network.mtu = Some(mtu.ok_or_else(bad)?);
             }
-            NETWORK_OPTION => network.overlay_network = Some(text.to_owned()).filter(|name| name != "default"),
+            NETWORK_OPTION if text == DEFAULT_NETWORK => network.cluster = Cluster::Default,
+            NETWORK_OPTION => network.cluster = Cluster::Named(checked(text)?),
             _ if key.starts_with("com.docker.") => {}
             _ => {
                 let shown: String = key.chars().take(64).collect();
                 return Err(Refusal::new(format!(
-                    "overlayd: option {shown:?} is unknown; there is `-o {MTU}=N`, and `--ipam-opt {NETWORK_OPTION}=NAME`"
+                    "overlayd: option {shown:?} is unknown; there are `-o {MTU}=N` and `-o {NETWORK_OPTION}=NAME`"
                 )));
             }
         }
@@ -103,29 +107,34 @@ fn labels(options: &Map<String, Value>) -> Result<Labels, Refusal> {
 }
 
 impl Driver {
-    pub(super) fn create_network(&self, request: &NetworkRequest) -> Result<Value, Refusal> {
+    pub(super) fn create_network(&self, request: &NetworkRequest, deadline: Deadline) -> Result<Value, Refusal> {
         check_ids(&[&request.network])?;
         let mut network = options(&request.options)?;
-        let mut state = self.state.lock();
         let mut pools = Vec::new();
-        for data in request.v4.iter().chain(&request.v6) {
-            let (pool, gateway) = pool_of(&state, data)?;
-            let overlay_network = state.pools.get(&pool).and_then(|pool| pool.overlay_network.clone());
-            if network.overlay_network.is_some() && network.overlay_network != overlay_network {
-                return Err(Refusal::new(format!(
-                    "overlayd: the addresses are not of overlay network {:?}; give `--ipam-opt {NETWORK_OPTION}=NAME` \
-                     instead of `-o {NETWORK_OPTION}=NAME`",
-                    network.overlay_network.unwrap_or_default()
-                )));
+        {
+            let state = self.state.lock();
+            for data in request.v4.iter().chain(&request.v6) {
+                let (pool, gateway) = pool_of(&state, data)?;
+                let known = state.pools.get(&pool);
+                if let Some(name) = known.and_then(|pool| pool.cluster.as_deref()) {
+                    let named = Cluster::of(Some(name));
+                    if network.cluster != Cluster::OfItsName && network.cluster != named {
+                        return Err(Refusal::new(format!(
+                            "overlayd: `--ipam-opt {NETWORK_OPTION}={name}` and `-o {NETWORK_OPTION}` name different \
+                             networks; leave one of them out"
+                        )));
+                    }
+                    network.cluster = named;
+                }
+                network.gateways.extend(known.map(|pool| (pool.prefix, gateway)));
+                pools.push(pool);
             }
-            network.overlay_network = overlay_network;
-            let prefix = state.pools.get(&pool).map(|pool| pool.prefix);
-            network.gateways.extend(prefix.map(|prefix| (prefix, gateway)));
-            pools.push(pool);
         }
         if pools.is_empty() {
             return Err(Refusal::new("overlayd: a network needs addresses; add --ipam-driver overlayd"));
         }
+        network.joined = self.join_named(&network, deadline)?;
+        let mut state = self.state.lock();
         state.networks.put(&request.network, network)?;
         for pool in pools {
             // What dockerd has asked for until now is the network's: its gateways and auxiliary addresses.
@@ -134,6 +143,8 @@ impl Driver {
                 pool.addresses.values_mut().for_each(|given| given.fixed = true);
             })?;
         }
+        drop(state);
+        self.look_for_names();
         Ok(json!({}))
     }
 
@@ -158,7 +169,7 @@ impl Driver {
         for id in pools {
             state.pools.change(&id, super::state::Pool::release_all)?;
         }
-        state.networks.remove(network)?;
+        state.networks.change(network, |network| network.deleted = true)?;
         Ok(())
     }
 
@@ -167,7 +178,7 @@ impl Driver {
         let given = [address(&call.interface.address)?, address(&call.interface.address_v6)?];
         let addresses: Vec<IpAddr> = given.into_iter().flatten().collect();
         let mut state = self.state.lock();
-        if state.networks.get(&call.network).is_none() {
+        if state.network(&call.network).is_none() {
             return Err(Refusal::new(
                 "overlayd: this network is not known; remove the Docker network and make it again",
             ));
@@ -194,6 +205,8 @@ impl Driver {
             since: now_unix(),
             leads: false,
             deleted: false,
+            names: Vec::new(),
+            named: false,
         };
         state.endpoints.put(&call.endpoint, endpoint)?;
         // What dockerd gave must not come back.
@@ -207,12 +220,18 @@ impl Driver {
     pub(super) fn join(&self, call: &EndpointCall, deadline: Deadline) -> Result<Value, Refusal> {
         check_ids(&[&call.network, &call.endpoint])?;
         let (endpoint, network) = self.known(call)?;
+        let cluster = self.bind(&call.network, deadline)?;
         let leads = {
             let mut state = self.state.lock();
-            let sibling = |(id, one): (&String, &Endpoint)| {
-                *id != call.endpoint && one.leads && !one.deleted && one.sandbox.as_deref() == Some(&call.sandbox_key)
-            };
-            let leads = call.sandbox_key.is_empty() || !state.endpoints.iter().any(sibling);
+            let siblings = state.endpoints.iter().filter(|(id, one)| {
+                let same = !call.sandbox_key.is_empty() && one.sandbox.as_deref() == Some(&call.sandbox_key);
+                same && **id != call.endpoint && !one.deleted
+            });
+            let siblings: Vec<&Endpoint> = siblings.map(|(_, one)| one).collect();
+            if let Some(name) = &cluster {
+                refuse_twice(&state, &siblings, name)?;
+            }
+            let leads = !siblings.iter().any(|one| one.leads);
             // Before anything is made, so that it can be found again.
             state.endpoints.change(&call.endpoint, |endpoint| {
                 endpoint.sandbox = Some(call.sandbox_key.clone());
@@ -227,20 +246,21 @@ impl Driver {
             netns: call.sandbox_key.clone(),
             addresses: endpoint.addresses,
             owner: Some(format!("{OWNER}{}", call.network)),
-            network: None,
+            network: cluster.clone(),
             labels: endpoint.labels,
             engine: Some(EngineNetwork { gateways: gateways.clone(), mtu: network.mtu, internal: network.internal }),
         };
         let mut daemon = self.daemon(deadline)?;
         let book = daemon.addresses()?;
-        let overlay: Vec<Prefix> = if leads { elsewhere(&book.pool, &book.own) } else { Vec::new() };
         let lease = prepare(&mut daemon, &request)?;
-        if let Err(error) = daemon.commit(lease.lease) {
+        let answer = routes_of(&mut daemon, cluster.as_deref(), &book, leads)
+            .map(|overlay| join_answer(&lease, &gateways, &overlay))
+            .and_then(|answer| daemon.commit(lease.lease).map(|()| answer));
+        let answer = answer.inspect_err(|_| {
             // What cannot be undone now expires by itself.
             let _ = daemon.abort(lease.lease);
-            return Err(error.into());
-        }
-        let answer = join_answer(&lease, &gateways, &overlay);
+        })?;
+        self.look_for_names();
         serde_json::to_value(answer).map_err(Refusal::unreadable)
     }
 
@@ -264,7 +284,7 @@ impl Driver {
     pub(super) fn known(&self, call: &EndpointCall) -> Result<(Endpoint, Network), Refusal> {
         let state = self.state.lock();
         let endpoint = state.endpoints.get(&call.endpoint).filter(|endpoint| !endpoint.deleted);
-        match (endpoint, state.networks.get(&call.network)) {
+        match (endpoint, state.network(&call.network)) {
             (Some(endpoint), Some(network)) => Ok((endpoint.clone(), network.clone())),
             _ => Err(Refusal::new("overlayd: this endpoint is not known; start the container again")),
         }
@@ -280,6 +300,39 @@ fn prepare(daemon: &mut Daemon, request: &EndpointRequest) -> Result<EndpointLea
         }
         other => other,
     }
+}
+
+/// Two links into one network of the cluster would need the same routes, which dockerd refuses in words of its own.
+fn refuse_twice(state: &State, siblings: &[&Endpoint], name: &str) -> Result<(), Refusal> {
+    let is_same =
+        |one: &&Endpoint| state.network(&one.network).is_some_and(|network| network.cluster.name() == Some(name));
+    match siblings.iter().copied().find(|one| is_same(one)) {
+        None => Ok(()),
+        Some(one) => Err(Refusal::new(format!(
+            "overlayd: the container is in network {name} of the cluster already, by Docker network {}",
+            one.network.chars().take(12).collect::<String>()
+        ))),
+    }
+}
+
+/// What is reached over the link of an endpoint whatever the container's default route: the blocks of its network, so that
+/// the container speaks there from its address of that network, and for the endpoint that leads all other hosts.
+fn routes_of(
+    daemon: &mut Daemon,
+    cluster: Option<&str>,
+    book: &AddressBook,
+    leads: bool,
+) -> Result<Vec<Prefix>, ControlError> {
+    let others = if leads { elsewhere(&book.pool, &book.own) } else { Vec::new() };
+    let Some(name) = cluster else { return Ok(others) };
+    let hosts = daemon.show_network(name)?.map(|network| network.hosts).unwrap_or_default();
+    let is_own = |block: &Prefix| book.own.iter().any(|own| own.covers(block));
+    let mut blocks: Vec<Prefix> = hosts.into_iter().flat_map(|host| host.blocks).collect();
+    blocks.retain(|block| !others.iter().any(|other| other.covers(block)) || is_own(block));
+    blocks.sort_by_key(|block| (!is_own(block), *block));
+    blocks.dedup();
+    blocks.truncate(MAX_BLOCK_ROUTES);
+    Ok([others, blocks].concat())
 }
 
 /// The overlay without this host's own prefixes. dockerd refuses a second network whose address a route of the first covers.
@@ -317,7 +370,13 @@ fn join_answer(lease: &EndpointLease, gateways: &[IpAddr], overlay: &[Prefix]) -
         route_type: 1,
         next_hop: String::new(),
     });
-    let by_gateway = overlay.iter().filter_map(|prefix| {
+    // Neighbours on a bridge need no gateway.
+    let near = lease.on_link.iter().map(|prefix| StaticRoute {
+        destination: prefix.to_string(),
+        route_type: 1,
+        next_hop: String::new(),
+    });
+    let by_gateway = overlay.iter().filter(|prefix| !lease.on_link.contains(prefix)).filter_map(|prefix| {
         let gateway = gateways.iter().find(|gateway| gateway.is_ipv4() == prefix.is_ipv4())?;
         Some(StaticRoute { destination: prefix.to_string(), route_type: 0, next_hop: gateway.to_string() })
     });
@@ -325,7 +384,7 @@ fn join_answer(lease: &EndpointLease, gateways: &[IpAddr], overlay: &[Prefix]) -
         interface_name: InterfaceName { src_name: lease.peer_interface.clone(), dst_prefix: INTERFACE },
         gateway: text(false),
         gateway_v6: text(true),
-        static_routes: on_link.chain(by_gateway).collect(),
+        static_routes: on_link.chain(near).chain(by_gateway).collect(),
         disable_gateway_service: false,
     }
 }
@@ -405,7 +464,12 @@ mod tests {
         let network = read(json!({ INTERNAL: true, GENERIC: { MTU: "1300", "com.docker.x": "y" } })).unwrap();
         assert_eq!((network.internal, network.mtu), (true, Some(1300)));
         assert!(read(json!({ GENERIC: null })).is_ok());
-        for bad in [json!({ "colour": "red" }), json!({ MTU: "12" }), json!({ MTU: "many" })] {
+        assert_eq!(network.cluster, Cluster::OfItsName);
+        assert_eq!(read(json!({ GENERIC: { "network": "web" } })).unwrap().cluster.name(), Some("web"));
+        assert_eq!(read(json!({ GENERIC: { "network": "default" } })).unwrap().cluster, Cluster::Default);
+        for bad in
+            [json!({ "colour": "red" }), json!({ "network": "a/b" }), json!({ MTU: "12" }), json!({ MTU: "many" })]
+        {
             assert!(read(json!({ GENERIC: bad })).is_err(), "{bad}");
         }
         assert_eq!(ports(json!({ PORTS: null }).as_object().unwrap()).unwrap(), None);

@@ -21,12 +21,13 @@ pub(super) fn owner(endpoint: &str) -> String {
 impl Driver {
     pub(super) fn publish(&self, call: &EndpointCall, deadline: Deadline) -> Result<Value, Refusal> {
         check_ids(&[&call.network, &call.endpoint])?;
-        let (mut endpoint, _) = self.known(call)?;
+        let (mut endpoint, network) = self.known(call)?;
         if let Some(ports) = ports(&call.options)? {
             endpoint.ports.clone_from(&ports);
             self.state.lock().endpoints.change(&call.endpoint, |endpoint| endpoint.ports = ports)?;
         }
-        if endpoint.ports.is_empty() {
+        // A network without a way to the outside has none to a port either: Docker's own internal networks publish nothing.
+        if endpoint.ports.is_empty() || network.internal {
             return Ok(json!({}));
         }
         let _alone = self.settle_alone(deadline);

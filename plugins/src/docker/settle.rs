@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use overlay_control::ControlError;
 use overlay_control::api::AddressHold;
+use overlay_wire::gossip::networks::DEFAULT_NETWORK;
 
-use super::dockerd::Dockerd;
+use super::dockerd::PATIENCE;
 use super::driver::{Deadline, Driver, OWNER, endpoint_name};
 use super::ipam::owner;
 use super::ports;
 use super::refusal::Refusal;
-use super::state::{Given, now_unix};
+use super::state::{Given, Pool, now_unix};
 use crate::daemon::Daemon;
 
 /// How often something pending is tried again.
@@ -26,10 +27,12 @@ const FULL_LOOK: u32 = 30;
 const DOCKERD_LOOK: u32 = 3;
 /// What is younger may be in the middle of a call, in seconds.
 const YOUNG_S: u64 = 30;
+/// dockerd makes the network of a pool at once; after this long it has forgotten the pool, in seconds.
+const FORGOTTEN_S: u64 = 120;
 
 impl Driver {
     /// Tells the daemon what is pending and compares, for ever.
-    pub(super) fn keep_settled(&self, dockerd: &Dockerd) {
+    pub(super) fn keep_settled(&self) {
         let (mut turn, mut asked) = (0, false);
         loop {
             if self.state.lock().is_pending() {
@@ -43,7 +46,7 @@ impl Driver {
             }
             // After its start dockerd takes a while to answer.
             if !asked && turn % DOCKERD_LOOK == 0 {
-                asked = self.compare_with_dockerd(dockerd);
+                asked = self.compare_with_dockerd();
             }
             turn = turn.wrapping_add(1);
             std::thread::sleep(PENDING);
@@ -59,18 +62,20 @@ impl Driver {
 
     fn settle(&self, deadline: Deadline) -> Result<(), Refusal> {
         let Some(_alone) = self.settle_alone(deadline) else { return Ok(()) };
-        let (unpublishing, deleted, pools): (Vec<String>, Vec<String>, Vec<String>) = {
+        let (unpublishing, deleted, pools, networks): (Vec<String>, Vec<String>, Vec<String>, Vec<String>) = {
             let state = self.state.lock();
             let unpublishing = state.endpoints.iter().filter(|(_, endpoint)| endpoint.unpublishing);
             let deleted = state.endpoints.iter().filter(|(_, endpoint)| endpoint.deleted).map(|(id, _)| id.clone());
             let pools = state.pools.iter().filter(|(_, pool)| pool.released || !pool.releasing.is_empty());
+            let networks = state.networks.iter().filter(|(_, network)| network.deleted);
             (
                 unpublishing.map(|(id, _)| id.clone()).collect(),
                 deleted.collect(),
                 pools.map(|(id, _)| id.clone()).collect(),
+                networks.map(|(id, _)| id.clone()).collect(),
             )
         };
-        if unpublishing.is_empty() && deleted.is_empty() && pools.is_empty() {
+        if unpublishing.is_empty() && deleted.is_empty() && pools.is_empty() && networks.is_empty() {
             return Ok(());
         }
         let mut daemon = self.daemon(deadline)?;
@@ -83,7 +88,8 @@ impl Driver {
             daemon.remove(&endpoint_name(&id))?;
             self.state.lock().endpoints.remove(&id)?;
         }
-        pools.iter().try_for_each(|pool| self.release_of_pool(&mut daemon, pool))
+        pools.iter().try_for_each(|pool| self.release_of_pool(&mut daemon, pool))?;
+        networks.iter().try_for_each(|network| self.leave_cluster(&mut daemon, network))
     }
 
     /// Gives the addresses of one pool back that dockerd gave back.
@@ -153,8 +159,11 @@ impl Driver {
             let state = self.state.lock();
             let all = state.pools.iter().flat_map(|(id, pool)| pool.addresses.iter().map(move |one| (id, pool, one)));
             all.filter(|(id, _, (address, given))| is_old(given) && !is_held(id, **address))
-                .map(|(id, pool, (address, _))| {
-                    let hold = AddressHold { owner: owner(id), within: pool.prefix, address: Some(*address) };
+                .map(|(id, pool, (address, given))| {
+                    let of = pool.network.as_ref().filter(|_| !given.fixed).and_then(|id| state.network(id));
+                    let network = of.map(|network| network.cluster.name().unwrap_or(DEFAULT_NETWORK).to_owned());
+                    let (within, part) = (pool.prefix, pool.named.then_some(pool.prefix));
+                    let hold = AddressHold { owner: owner(id), within, address: Some(*address), network, part };
                     (id.clone(), hold)
                 })
                 .collect()
@@ -167,9 +176,18 @@ impl Driver {
         Ok(())
     }
 
-    /// Addresses asked for whose container never came: the call that followed was lost.
+    /// Pools asked for whose network never came, and addresses whose container never came: the call that followed was lost.
     fn give_back_unused(&self) -> Result<(), Refusal> {
         let mut state = self.state.lock();
+        let is_forgotten = |pool: &Pool| {
+            pool.network.is_none() && !pool.released && now_unix().saturating_sub(pool.since) >= FORGOTTEN_S
+        };
+        let forgotten: Vec<String> =
+            state.pools.iter().filter(|(_, pool)| is_forgotten(pool)).map(|(id, _)| id.clone()).collect();
+        for id in forgotten {
+            eprintln!("pool {id} was asked for and never used; released");
+            state.pools.change(&id, Pool::release_all)?;
+        }
         let all = state.pools.iter().flat_map(|(id, pool)| pool.addresses.iter().map(move |one| (id, pool, one)));
         let unused: Vec<(String, IpAddr)> = all
             .filter(|(_, pool, (address, given))| {
@@ -188,8 +206,11 @@ impl Driver {
     }
 
     /// Forgets networks and endpoints that dockerd removed while nobody could tell the plugin; whether dockerd answered.
-    fn compare_with_dockerd(&self, dockerd: &Dockerd) -> bool {
-        let networks: Vec<String> = self.state.lock().networks.iter().map(|(id, _)| id.clone()).collect();
+    fn compare_with_dockerd(&self) -> bool {
+        let networks: Vec<String> = {
+            let state = self.state.lock();
+            state.networks.iter().filter(|(_, network)| !network.deleted).map(|(id, _)| id.clone()).collect()
+        };
         for network in networks {
             // Read first: an endpoint made after the answer is not in it.
             let endpoints: Vec<String> = {
@@ -199,7 +220,7 @@ impl Driver {
                 });
                 old.map(|(id, _)| id.clone()).collect()
             };
-            let result = match dockerd.endpoints(&network) {
+            let result = match self.dockerd.network(&network, PATIENCE) {
                 // dockerd is not there, or starts and has not told anything yet.
                 Err(_) => return false,
                 Ok(None) => {
@@ -208,11 +229,12 @@ impl Driver {
                 }
                 Ok(Some(known)) => {
                     let mut state = self.state.lock();
-                    let mut gone = endpoints.iter().filter(|id| !known.contains(*id));
+                    let mut gone = endpoints.iter().filter(|id| !known.endpoints.contains_key(*id));
                     gone.try_for_each(|id| {
                         eprintln!("endpoint {id} is not dockerd's any more; forgotten");
                         state.endpoints.change(id, |endpoint| endpoint.deleted = true)
                     })
+                    .and_then(|()| state.name_renamed(&known))
                     .map_err(Refusal::from)
                 }
             };
@@ -220,6 +242,7 @@ impl Driver {
                 eprintln!("{error}");
             }
         }
+        self.look_for_names();
         true
     }
 }

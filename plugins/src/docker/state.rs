@@ -38,9 +38,12 @@ pub(super) struct Pool {
     /// Whether dockerd named the prefix (`--subnet`): such pools do not overlap.
     #[serde(default)]
     pub(super) named: bool,
-    /// The overlay network asked for (`--ipam-opt network=NAME`).
+    /// When it was asked for, seconds since 1970.
     #[serde(default)]
-    pub(super) overlay_network: Option<String>,
+    pub(super) since: u64,
+    /// The network of the cluster asked for (`--ipam-opt network=NAME`).
+    #[serde(default)]
+    pub(super) cluster: Option<String>,
     /// The Docker network that uses it, once there is one.
     #[serde(default)]
     pub(super) network: Option<String>,
@@ -63,6 +66,19 @@ impl Pool {
     }
 }
 
+/// Which network of the cluster a Docker network is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Cluster {
+    /// The default one: asked for, or made by a release that knew no other.
+    #[default]
+    Default,
+    /// The one of the Docker network's own name, which drivers are not told: dockerd is asked for it afterwards.
+    OfItsName,
+    /// This one; the daemon knows of it.
+    Named(String),
+}
+
 /// What `CreateNetwork` said.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Network {
@@ -73,9 +89,15 @@ pub(super) struct Network {
     /// `-o com.docker.network.driver.mtu=N`.
     #[serde(default)]
     pub(super) mtu: Option<u16>,
-    /// The overlay network of its containers; absent: the default one.
+    /// The network of the cluster that its containers are in.
     #[serde(default)]
-    pub(super) overlay_network: Option<String>,
+    pub(super) cluster: Cluster,
+    /// Whether this host takes part in that for this network's sake, and leaves it with it.
+    #[serde(default)]
+    pub(super) joined: bool,
+    /// Whether dockerd removed it; the daemon has to be told.
+    #[serde(default)]
+    pub(super) deleted: bool,
 }
 
 impl Network {
@@ -112,6 +134,12 @@ pub(super) struct Endpoint {
     /// Whether dockerd deleted it; the daemon may have it still.
     #[serde(default)]
     pub(super) deleted: bool,
+    /// The names the daemon has for it.
+    #[serde(default)]
+    pub(super) names: Vec<String>,
+    /// Whether these are all: dockerd tells aliases only once the container runs.
+    #[serde(default)]
+    pub(super) named: bool,
 }
 
 /// Everything, on disk.
@@ -131,6 +159,11 @@ impl State {
         })
     }
 
+    /// A network that dockerd has.
+    pub(super) fn network(&self, id: &str) -> Option<&Network> {
+        self.networks.get(id).filter(|network| !network.deleted)
+    }
+
     /// The pool in which dockerd has an address.
     pub(super) fn pool_of(&self, address: IpAddr) -> Option<&String> {
         self.pools.iter().find(|(_, pool)| pool.addresses.contains_key(&address)).map(|(id, _)| id)
@@ -146,5 +179,6 @@ impl State {
     pub(super) fn is_pending(&self) -> bool {
         self.endpoints.iter().any(|(_, endpoint)| endpoint.deleted || endpoint.unpublishing)
             || self.pools.iter().any(|(_, pool)| pool.released || !pool.releasing.is_empty())
+            || self.networks.iter().any(|(_, network)| network.deleted)
     }
 }

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 static LAB: SharedLab<Overlay> = SharedLab::new();
 const LIMIT: Duration = Duration::from_secs(20);
+/// The shipped unit's two capabilities and no way to more.
+const CONFINED: [&str; 3] = ["setpriv", "--bounding-set=-all,+net_admin,+net_raw", "--no-new-privs"];
 /// What `crictl runp` reads.
 const POD: &str = include_str!("../../../examples/pod.json");
 
@@ -31,7 +33,18 @@ fn overlay() -> Option<MutexGuard<'static, Overlay>> {
     }
     LAB.lease(
         "ctrd",
-        |name, binaries| Overlay::start(name, binaries, &HostSpec::numbered(2), 1, "wireguard", |_| {}),
+        |name, binaries| {
+            let overlay = Overlay::start(name, binaries, &HostSpec::numbered(2), 1, "wireguard", |_| {})?;
+            for host in overlay.lab.hosts() {
+                overlay.lab.stop_daemon(host.name())?;
+                overlay.lab.start_daemon_under(host.name(), &CONFINED)?;
+                let status = format!("/proc/{}/status", overlay.lab.daemon_pid(host.name())?);
+                let status = std::fs::read_to_string(status)?;
+                anyhow::ensure!(status.contains("CapEff:\t0000000000003000"), "not confined: {status}");
+            }
+            overlay.lab.wait_ready(LIMIT)?;
+            Ok(overlay)
+        },
         |overlay| &overlay.lab,
     )
 }
@@ -83,11 +96,6 @@ fn pods_of_two_hosts_reach_each_other_by_address_and_name_and_leave_nothing() {
     let Some(overlay) = overlay() else { return };
     let _logs = overlay.lab.logs_on_failure();
     let (mut one, two) = (Containerd::started(&overlay.lab, "h1"), Containerd::started(&overlay.lab, "h2"));
-    wait_for("the network to be ready", LIMIT, || {
-        let conditions = one.cri("Status", &Message::default()).message(1).messages(1);
-        conditions.iter().all(|condition| condition.number(2) == 1).then_some(())
-    })
-    .unwrap();
     let config = pod(&serde_json::from_str(POD).unwrap(), one.host.group());
     let web = one.start_pod(&config);
     let server = one.start_container(&web, &config, &["httpd", "-f", "-p", "80", "-h", "/"]);
@@ -156,7 +164,7 @@ fn pod_without_the_daemon_is_refused_in_time_and_one_that_runs_can_be_ended() {
     one.remove_pod(&running);
     let left = one.host.run(&["ls", "/run/netns"]).unwrap();
     assert_eq!(left.trim(), "", "namespaces of pods");
-    overlay.lab.start_daemon("h1").unwrap();
+    overlay.lab.start_daemon_under("h1", &CONFINED).unwrap();
     overlay.lab.wait_ready(LIMIT).unwrap();
     nothing_left(&overlay, "h1");
     // One on the host's network has nothing of ours, and the host's way to the containers.

@@ -33,7 +33,7 @@ fn recorded_life_of_a_container_is_answered_and_repeating_what_gives_back_is_fin
         let pool = ok(
             &socket,
             "/IpamDriver.RequestPool",
-            &json!({ "AddressSpace": space, "Pool": "", "SubPool": "", "Options": {}, "V6": v6 }),
+            &json!({ "AddressSpace": space, "Pool": "", "SubPool": "", "Options": { "network": "recorded" }, "V6": v6 }),
         );
         let gateway = ok(
             &socket,
@@ -68,6 +68,7 @@ fn recorded_life_of_a_container_is_answered_and_repeating_what_gives_back_is_fin
     assert!(answer["Gateway"].as_str().unwrap().starts_with("10.42.1."), "{answer}");
     assert!(answer["GatewayIPv6"].as_str().unwrap().starts_with("fd42:0:0:1:"), "{answer}");
     assert_eq!(endpoints(&overlay, "h1").len(), 1);
+    assert_eq!(endpoints(&overlay, "h1")[0].network.as_deref(), Some("recorded"));
     assert_eq!(book(&overlay, "h1").held.len(), 4);
     let one = json!({ "NetworkID": network, "EndpointID": endpoint });
     ok(&socket, "/NetworkDriver.ProgramExternalConnectivity", &one);

@@ -11,6 +11,8 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(30);
 /// Options that make the driver.
 pub(crate) const DRIVER: &str = "-d overlayd --ipam-driver overlayd";
+/// What puts a Docker network into the network `default` of the cluster, where the lab's own containers are.
+pub(crate) const DEFAULT: &str = "--ipam-opt network=default";
 /// Where dockerd finds the plugin.
 const PLUGIN: &str = "/run/docker/plugins/overlayd.sock";
 
@@ -81,6 +83,10 @@ impl<'a> Docker<'a> {
         command
     }
 
+    pub(crate) fn lab(&self) -> &'a Lab {
+        self.lab
+    }
+
     fn log(&self, name: &str) -> std::fs::File {
         std::fs::OpenOptions::new().create(true).append(true).open(self.directory.path().join(name)).unwrap()
     }
@@ -127,7 +133,7 @@ impl<'a> Docker<'a> {
         let root = self.directory.path().join("root/bin");
         std::fs::create_dir_all(&root).unwrap();
         std::fs::copy("/bin/busybox", root.join("busybox")).unwrap();
-        for name in ["sh", "ip", "nc", "sleep", "httpd", "ping", "hostname"] {
+        for name in ["sh", "ip", "nc", "sleep", "httpd", "ping", "hostname", "cat", "nslookup", "udpsvd"] {
             std::os::unix::fs::symlink("busybox", root.join(name)).unwrap();
         }
         let tree = self.directory.path().join("root");
@@ -217,7 +223,7 @@ impl Drop for Docker<'_> {
 }
 
 /// Sends a signal and waits for the end. `nsenter --pid` forks, so its child is told.
-fn end(child: Option<Child>, signal: i32) {
+pub(crate) fn end(child: Option<Child>, signal: i32) {
     let Some(mut child) = child else { return };
     let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap_or_default();
     for pid in children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()) {

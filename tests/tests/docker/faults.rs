@@ -3,7 +3,7 @@
 use overlay_netns_harness::wait_for;
 use std::time::{Duration, Instant};
 
-use super::engine::{DRIVER, Docker, call};
+use super::engine::{DEFAULT, DRIVER, Docker, call};
 use super::{LIMIT, book, endpoints, nothing_left, overlay};
 
 /// All answers come within this time, by the promise of the plugin.
@@ -16,7 +16,7 @@ fn engine_and_plugin_killed_and_restarted_keep_containers_and_forget_none() {
     let Some(overlay) = overlay() else { return };
     let _logs = overlay.lab.logs_on_failure();
     let mut docker = Docker::started(&overlay.lab, "h1");
-    docker.run(&format!("network create {DRIVER} --subnet 10.42.1.192/26 kept"));
+    docker.run(&format!("network create {DRIVER} {DEFAULT} --subnet 10.42.1.192/26 kept"));
     // An address rests after use, so the two have different ones.
     let (first, kept) = ("10.42.1.200", "10.42.1.201");
     docker.start("first", &format!("--network kept --ip {first}"), "sleep 600");
@@ -60,7 +60,7 @@ fn daemon_down_or_hung_is_an_error_in_time_and_its_return_settles_everything() {
     let Some(overlay) = overlay() else { return };
     let _logs = overlay.lab.logs_on_failure();
     let mut docker = Docker::started(&overlay.lab, "h2");
-    docker.run(&format!("network create {DRIVER} net"));
+    docker.run(&format!("network create {DRIVER} {DEFAULT} net"));
     docker.start("first", "--network net --restart always", "sleep 600");
     docker.start("second", "--network net", "sleep 600");
     let pid = overlay.lab.daemon_pid("h2").unwrap();

@@ -3,12 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod calls;
+mod chaos;
+mod compose;
 mod engine;
 mod faults;
+mod modes;
+mod networks;
+mod ports;
+mod transcripts;
 
-use engine::{DRIVER, Docker};
-use overlay_control::api::{AddressBook, EndpointInfo, Request, Response};
-use overlay_netns_harness::{HostSpec, packages, run_in, wait_for};
+use engine::{DEFAULT, DRIVER, Docker};
+use overlay_control::api::{AddressBook, EndpointInfo, NetworkInfo, NetworkRequest, Request, Response};
+use overlay_netns_harness::{Container, HostSpec, packages, run_in, wait_for};
 use overlay_tests::{Overlay, SharedLab, can_have};
 use std::sync::MutexGuard;
 use std::time::Duration;
@@ -49,54 +55,49 @@ pub(crate) fn book(overlay: &Overlay, host: &str) -> AddressBook {
     }
 }
 
-/// Waits until nothing of Docker's is left at a daemon.
-pub(crate) fn nothing_left(overlay: &Overlay, host: &str) {
-    let is_clean = || (endpoints(overlay, host).is_empty() && book(overlay, host).held.is_empty()).then_some(());
-    wait_for("everything of Docker's to go", COMPARED, is_clean)
-        .unwrap_or_else(|error| panic!("{error:#}: {:?} {:?}", endpoints(overlay, host), book(overlay, host).held));
-    let links = run_in(&overlay.lab.view(host).unwrap(), &["ip", "-o", "link", "show", "group", "42"]).unwrap();
-    assert_eq!(links.lines().count(), 1, "the lab's own container alone: {links}");
+/// The networks of the cluster that a host takes part in, but for the default one.
+pub(crate) fn networks(overlay: &Overlay, host: &str) -> Vec<NetworkInfo> {
+    match overlay.ask(host, Request::Network(NetworkRequest::List)).unwrap() {
+        Response::Networks(networks) => networks.into_iter().filter(|one| one.here && one.name != "default").collect(),
+        other => panic!("{}", other.name()),
+    }
 }
 
-#[test]
-fn one_command_on_each_host_joins_containers_through_a_dropping_forward_chain() {
-    let Some(overlay) = overlay() else { return };
-    let _logs = overlay.lab.logs_on_failure();
-    let (one, two) = (Docker::started(&overlay.lab, "h1"), Docker::started(&overlay.lab, "h2"));
-    for docker in [&one, &two] {
-        docker.run(&format!("network create {DRIVER} --ipv6 front"));
-        // As Docker does where it switches forwarding on itself.
-        assert!(docker.command(&["iptables", "-P", "FORWARD", "DROP"]).status().unwrap().success());
+/// A container of the lab, which Docker knows nothing of, in a network of the cluster; it ends when it is dropped.
+pub(crate) struct Outsider<'a> {
+    overlay: &'a Overlay,
+    host: &'static str,
+    pub(crate) container: Container,
+}
+
+impl<'a> Outsider<'a> {
+    pub(crate) fn attach(overlay: &'a Overlay, host: &'static str, name: &str, network: &str) -> Outsider<'a> {
+        let view = overlay.lab.add_namespace(name).unwrap();
+        let words = ["endpoint", "add", name, "--netns", view.namespace(), "--network", network];
+        overlay.lab.ctl_ok(host, &words).unwrap();
+        Outsider { overlay, host, container: overlay.lab.container(name).unwrap() }
     }
-    one.start("web", "--network front --mac-address 02:00:00:00:00:80", "httpd -f -p 80 -h /");
-    two.start("client", "--network front", "sleep 600");
-    let (web, client) = (one.address("web", "front"), two.address("client", "front"));
-    assert!(web.starts_with("10.42.1.") && client.starts_with("10.42.2."), "{web} {client}");
-    assert!(one.run("exec web ip link show dev eth0").contains("02:00:00:00:00:80"));
-    // Both ways, both families, at once; and the gateway of the network, which is the host.
-    let page = two.fetch("client", &web);
-    assert!(page.starts_with("HTTP/1.") && page.ends_with("the page"), "{page:?}");
-    assert!(one.pings("web", &client));
-    let v6 = one.run("inspect -f {{.NetworkSettings.Networks.front.GlobalIPv6Address}} web");
-    assert!(v6.starts_with("fd42:0:0:1:") && two.pings("client", &v6), "{v6}");
-    let gateway = two.run("inspect -f {{.NetworkSettings.Networks.front.Gateway}} client");
-    assert!(gateway.starts_with("10.42.2.") && two.pings("client", &gateway), "{gateway}");
-    // A neighbour on the same host, and a container of the lab that Docker does not know.
-    two.start("neighbour", "--network front", "sleep 600");
-    assert!(two.pings("client", &two.address("neighbour", "front")));
-    assert!(two.pings("client", &overlay.container("h1c1").v4.to_string()));
-    assert!(overlay.reaches("h2c1", web.parse().unwrap()));
-    // Restarted, it has an address that nobody had a moment ago.
-    two.run("restart -t 0 client");
-    assert_ne!(two.address("client", "front"), client);
-    assert!(two.pings("client", &web));
-    for (docker, names) in [(&one, "web"), (&two, "client neighbour")] {
-        docker.run(&format!("rm -f {names}"));
-        docker.run("network rm front");
+
+    pub(crate) fn reaches(&self, address: &str) -> bool {
+        let report = overlay_netns_harness::ping(&self.container.view, "-c 1 -W 2", address);
+        report.is_ok_and(|report| report.is_lossless())
     }
-    for host in ["h1", "h2"] {
-        nothing_left(&overlay, host);
+}
+
+impl Drop for Outsider<'_> {
+    fn drop(&mut self) {
+        let _ = self.overlay.lab.ctl(self.host, &["endpoint", "rm", &self.container.name]);
     }
+}
+
+/// Waits until nothing of Docker's is left at a daemon.
+pub(crate) fn nothing_left(overlay: &Overlay, host: &str) {
+    let left = || (endpoints(overlay, host), book(overlay, host).held, networks(overlay, host));
+    let is_clean = || matches!(left(), (a, b, c) if a.is_empty() && b.is_empty() && c.is_empty()).then_some(());
+    wait_for("everything of Docker's to go", COMPARED, is_clean)
+        .unwrap_or_else(|error| panic!("{error:#}: {:?}", left()));
+    let links = run_in(&overlay.lab.view(host).unwrap(), &["ip", "-o", "link", "show", "group", "42"]).unwrap();
+    assert_eq!(links.lines().count(), 1, "the lab's own container alone: {links}");
 }
 
 #[test]
@@ -105,7 +106,7 @@ fn addresses_ranges_and_networks_are_as_asked_for_or_refused_with_the_reason() {
     let docker = Docker::started(&overlay.lab, "h1");
     let subnet =
         "--subnet 10.42.1.128/26 --gateway 10.42.1.190 --aux-address rtr=10.42.1.140 --ip-range 10.42.1.144/30";
-    docker.run(&format!("network create {DRIVER} {subnet} -o com.docker.network.driver.mtu=1300 named"));
+    docker.run(&format!("network create {DRIVER} {DEFAULT} {subnet} -o com.docker.network.driver.mtu=1300 named"));
     docker.start("fixed", "--network named --ip 10.42.1.150", "sleep 600");
     assert_eq!(docker.address("fixed", "named"), "10.42.1.150");
     let shown = docker.run("exec fixed ip address show dev eth0");
@@ -140,51 +141,41 @@ fn addresses_ranges_and_networks_are_as_asked_for_or_refused_with_the_reason() {
 }
 
 #[test]
-fn container_in_several_networks_answers_in_each_and_an_internal_one_has_no_way_out() {
+fn container_in_several_networks_answers_and_asks_in_each_and_an_internal_one_has_no_way_out() {
     let Some(overlay) = overlay() else { return };
     let docker = Docker::started(&overlay.lab, "h1");
+    // Other hosts have their parts of the networks before, which containers are told of when they join.
+    overlay.lab.ctl_ok("h2", &["network", "create", "left"]).unwrap();
+    overlay.lab.ctl_ok("h2", &["network", "create", "right"]).unwrap();
+    overlay.lab.ctl_ok("h2", &["network", "create", "inside", "--internal"]).unwrap();
+    let far = ["left", "right", "inside"].map(|name| Outsider::attach(&overlay, "h2", &format!("h2{name}"), name));
     docker.run(&format!("network create {DRIVER} --ipv6 left"));
     docker.run(&format!("network create {DRIVER} --ipv6 right"));
     docker.run(&format!("network create {DRIVER} --internal inside"));
     docker.start("both", "--network left", "sleep 600");
     docker.run("network connect right both");
     docker.start("shut", "--network inside", "sleep 600");
-    let far = overlay.container("h2c1");
-    for network in ["left", "right"] {
+    let v4 = far.each_ref().map(|one| one.container.v4.to_string());
+    let pings = |name: &str, to: &str| docker.pings(name, to);
+    for (number, network) in ["left", "right"].into_iter().enumerate() {
         let address = docker.address("both", network);
-        assert!(overlay.reaches("h2c1", address.parse().unwrap()), "{address} in {network}");
+        assert!(far[number].reaches(&address), "{address} in {network}");
+        assert!(!far[1 - number].reaches(&address), "{address} from another network than {network}");
+        // From its address of that network, over that network's link.
+        assert!(pings("both", &v4[number]) && pings("both", &far[number].container.v6.to_string()), "{network}");
     }
-    assert!(docker.pings("both", &far.v4.to_string()) && docker.pings("both", &far.v6.to_string()));
     docker.run("network disconnect left both");
-    assert!(docker.pings("both", &far.v4.to_string()) && docker.pings("both", &far.v6.to_string()));
+    assert!(pings("both", &v4[1]) && !pings("both", &v4[0]));
     // The overlay is all that an internal network has. The control: the same packets of one that is not internal arrive.
     let outside = overlay.lab.host("h2").unwrap().underlay_v4().to_string();
-    assert!(docker.pings("both", &outside), "masqueraded to the other host's own address");
-    assert!(docker.pings("shut", &far.v4.to_string()) && !docker.pings("shut", &outside));
+    assert!(pings("both", &outside), "masqueraded to the other host's own address");
+    assert!(pings("shut", &v4[2]) && !pings("shut", &outside) && !pings("shut", &v4[1]));
     assert!(!docker.run("exec shut ip link").contains("eth1"), "no bridge of Docker's leads around it");
     docker.run("rm -f both shut");
     docker.run("network rm left right inside");
     nothing_left(&overlay, "h1");
-}
-
-#[test]
-fn compose_file_of_the_examples_runs() {
-    let Some(overlay) = overlay() else { return };
-    let docker = Docker::started(&overlay.lab, "h1");
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/compose.yml");
-    let compose = |words: &[&str]| {
-        let all = [&["docker-compose", "-p", "shop", "-f", file], words].concat();
-        let output = docker.command(&all).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    docker.run("tag box shop/web");
-    docker.run("tag box shop/client");
-    compose(&["up", "-d", "--no-build"]);
-    let address = docker.address("shop_web_1", "shop_default");
-    assert!(address.starts_with("10.42.1."), "{address}");
-    assert!(overlay.reaches("h2c1", address.parse().unwrap()));
-    let page = docker.fetch("shop_client_1", &address);
-    assert!(page.ends_with("the page"), "{page:?}");
-    compose(&["down"]);
-    nothing_left(&overlay, "h1");
+    drop(far);
+    for name in ["left", "right", "inside"] {
+        overlay.lab.ctl_ok("h2", &["network", "rm", name]).unwrap();
+    }
 }

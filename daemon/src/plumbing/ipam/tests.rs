@@ -16,7 +16,7 @@ fn addresses(list: &[&str]) -> Vec<IpAddr> {
 
 fn space(own: &[&str], taken: &[&str]) -> Space {
     let holder = |address: IpAddr| (address, Holder::Endpoint("other".into()));
-    Space { own: prefixes(own), taken: addresses(taken).into_iter().map(holder).collect(), blocks: Vec::new() }
+    Space { own: prefixes(own), taken: addresses(taken).into_iter().map(holder).collect(), ..Space::default() }
 }
 
 fn with_blocks(own: &[&str], blocks: &[(&str, &str)]) -> Space {
@@ -201,4 +201,26 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn part_of_a_prefix_is_cut_into_blocks_around_what_its_owner_holds() {
+    let part: Prefix = "10.42.1.128/26".parse().unwrap();
+    let range: Prefix = "10.42.1.144/30".parse().unwrap();
+    let mut space = space(&["10.42.1.0/24"], &["10.42.1.140", "10.42.1.190"]);
+    // Somebody else's address keeps the block in the part of the default network.
+    assert!(matches!(space.allocate_part("web", &[part], &range), Err(PlumbingError::PrefixExhausted { .. })));
+    space.aside = addresses(&["10.42.1.140", "10.42.1.190"]).into_iter().collect();
+    let grant = space.allocate_part("web", &[part], &range).unwrap();
+    assert_eq!(grant.carved, ["10.42.1.128/27".parse().unwrap()]);
+    assert_eq!(grant.addresses, addresses(&["10.42.1.144"]));
+    space.blocks.push(("web".into(), grant.carved[0]));
+    (144..148).for_each(|last| drop(space.taken.insert([10, 42, 1, last].into(), Holder::Held("docker/p".into()))));
+    assert!(matches!(space.allocate_part("web", &[part], &range), Err(PlumbingError::PrefixExhausted { .. })));
+    // The rest of the block, then the other block of the part, and then no more.
+    assert_eq!(space.allocate_part("web", &[part], &part).unwrap().addresses, addresses(&["10.42.1.128"]));
+    let claimed = space.claim("web", &[part], &addresses(&["10.42.1.170"])).unwrap();
+    assert_eq!(claimed.carved, ["10.42.1.160/27".parse().unwrap()]);
+    assert!(space.claim("other", &[part], &addresses(&["10.42.1.150"])).is_err());
+    assert!(space.allocate_part("web", &[part], &"10.42.2.0/27".parse().unwrap()).is_err());
 }

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use overlay_control::api::{AddressBook, AddressHold, EndpointRequest, HeldAddress};
-use overlay_wire::gossip::networks::DEFAULT_NETWORK;
 
 use super::{Plumber, PlumbingError};
 use crate::plumbing::endpoint;
@@ -18,20 +17,18 @@ impl Plumber {
     pub fn hold(&mut self, wanted: &AddressHold) -> Result<HeldAddress, PlumbingError> {
         endpoint::check_owner(&wanted.owner)?;
         let mut space = self.space();
-        let address = match wanted.address {
-            None => space.allocate_within(&wanted.within)?,
-            Some(address) => {
-                if !wanted.within.contains(address) {
-                    let why = format!("it is outside the range {}", wanted.within);
-                    return Err(PlumbingError::AddressRefused { address, why });
-                }
-                if self.held.may_return(address, &wanted.owner) {
-                    space.taken.remove(&address);
-                }
-                space.claim(DEFAULT_NETWORK, &[], &[address])?;
-                address
+        if let Some(address) = wanted.address {
+            if !wanted.within.contains(address) {
+                let why = format!("it is outside the range {}", wanted.within);
+                return Err(PlumbingError::AddressRefused { address, why });
             }
-        };
+            let of_none = wanted.network.is_none();
+            if self.held.may_return(address, &wanted.owner) || (of_none && self.held.rests_for(address, &wanted.owner))
+            {
+                space.taken.remove(&address);
+            }
+        }
+        let address = self.give_held(wanted, space)?;
         self.held.hold(address, &wanted.owner, SystemTime::now())
     }
 

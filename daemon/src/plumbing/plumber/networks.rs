@@ -1,10 +1,12 @@
 //! Networks on this host: taking part, leaving, and giving addresses out of their blocks.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use overlay_control::api::EndpointRequest;
+use overlay_control::api::{AddressHold, EndpointRequest};
+use overlay_wire::Prefix;
 use overlay_wire::gossip::NetworkOptions;
 use overlay_wire::gossip::networks::DEFAULT_NETWORK;
 
@@ -55,12 +57,41 @@ impl Plumber {
         } else {
             space.claim(network, &options.pool, &request.addresses)?
         };
-        if !grant.carved.is_empty() {
+        self.set_apart(network, options, &grant.carved)?;
+        Ok(grant.addresses)
+    }
+
+    /// An address for a plugin that has no endpoint yet; durable as for [`Self::give_addresses`].
+    pub(super) fn give_held(&mut self, wanted: &AddressHold, mut space: Space) -> Result<IpAddr, PlumbingError> {
+        let network = wanted.network.as_deref().unwrap_or(DEFAULT_NETWORK);
+        let mut options = self.network_options(network)?;
+        if network != DEFAULT_NETWORK {
+            options.pool = confined(&options.pool, wanted.part.as_ref());
+            // Nobody has what rests, and whoever gets the block does not get that.
+            let is_aside = |holder: &Holder| match holder {
+                Holder::Held(owner) => *owner == wanted.owner,
+                Holder::Resting(..) => true,
+                Holder::Endpoint(_) | Holder::Reserved => false,
+            };
+            space.aside = space.taken.iter().filter(|(_, holder)| is_aside(holder)).map(|(one, _)| *one).collect();
+        }
+        let grant = match wanted.address {
+            Some(address) => space.claim(network, &options.pool, &[address])?,
+            None if network == DEFAULT_NETWORK => return space.allocate_within(&wanted.within),
+            None => space.allocate_part(network, &options.pool, &wanted.within)?,
+        };
+        let options = self.network_options(network)?;
+        self.set_apart(network, options, &grant.carved)?;
+        grant.addresses.first().copied().ok_or(PlumbingError::NotOwnPrefix(wanted.within))
+    }
+
+    fn set_apart(&mut self, network: &str, options: NetworkOptions, blocks: &[Prefix]) -> Result<(), PlumbingError> {
+        if !blocks.is_empty() {
             self.ledger.join(network, options)?;
-            self.ledger.add_blocks(network, &grant.carved)?;
+            self.ledger.add_blocks(network, blocks)?;
             self.publish_ledger();
         }
-        Ok(grant.addresses)
+        Ok(())
     }
 
     /// What a network is: as all hosts together say, or as this one was told.
@@ -86,6 +117,7 @@ impl Plumber {
             own: self.config.own_prefixes.clone(),
             taken,
             blocks: self.ledger.blocks().map(|(name, block)| (name.to_owned(), block)).collect(),
+            aside: BTreeSet::new(),
         }
     }
 
@@ -95,4 +127,16 @@ impl Plumber {
             self.own_networks.store(Arc::new(networks));
         }
     }
+}
+
+/// A pool confined to a part of the host's prefix; without a pool it is that part.
+fn confined(pool: &[Prefix], part: Option<&Prefix>) -> Vec<Prefix> {
+    let Some(part) = part else { return pool.to_vec() };
+    if pool.is_empty() {
+        return vec![*part];
+    }
+    let both = pool.iter().filter(|one| one.overlaps(part)).map(|one| if one.covers(part) { *part } else { *one });
+    let both: Vec<Prefix> = both.collect();
+    // Where nothing is left the pool stands, so that the error names it.
+    if both.is_empty() { pool.to_vec() } else { both }
 }

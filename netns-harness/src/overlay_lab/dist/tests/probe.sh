@@ -35,11 +35,13 @@ if ! plugin Plugin.Activate '' >/tmp/answer; then
     false
 fi
 grep -q IpamDriver /tmp/answer
+grep -q '"10.42.1.1"' /etc/docker/daemon.json
 plugin IpamDriver.RequestPool '{"AddressSpace":"overlayd"}' | grep -q '"Pool":"10.42.1.0/24"'
 main=$(systemctl show --property=MainPID --value overlay-docker)
 grep -q '^Seccomp:.2$' "/proc/$main/status"
 grep -q '^CapBnd:.0000000000003000$' "/proc/$main/status"
 overlayctl plugin docker remove
+fails test -e /etc/docker/daemon.json
 fails plugin Plugin.Activate ''
 
 ./install

@@ -1,5 +1,7 @@
 //! The installed service under a real systemd, in namespaces of its own.
 
+use overlay_netns_harness::packages;
+
 use super::*;
 
 /// Makes a cgroup of its own, boots in it, and removes what the machine made there; the whole may take four
@@ -64,4 +66,24 @@ fn debian_package_installs_upgrades_and_purges_without_a_trace() -> Result<()> {
         return Ok(());
     }
     boot(include_bytes!("probe-deb.sh"), |package| build(&Binaries::for_tests()?, package).map(drop))
+}
+
+/// The version of a package, where it is installed.
+fn version(package: &str) -> Option<String> {
+    let asked = Command::new("dpkg-query").args(["-W", "-f", "${Version}", package]).output().ok()?;
+    Some(String::from_utf8(asked.stdout).ok()?).filter(|version| !version.is_empty())
+}
+
+#[test]
+fn service_lives_with_systemd_resolved_podman_and_firewalld() -> Result<()> {
+    if !can_boot(&[("/usr/bin/dpkg", "dpkg"), ("/usr/bin/dbus-daemon", "dbus")])? {
+        return Ok(());
+    }
+    boot(include_bytes!("probe-host.sh"), |package| {
+        fill(&Binaries::for_tests()?, package)?;
+        // Of the same source as the systemd that is booted; another version would bring all of systemd with it.
+        let resolved = format!("systemd-resolved={}", version("systemd").context("systemd is installed")?);
+        let words = [&resolved, "podman", "crun", "containernetworking-plugins", "busybox-static", "firewalld"];
+        packages::fetch(&words, &package.join("debs"))
+    })
 }

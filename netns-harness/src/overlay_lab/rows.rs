@@ -1,5 +1,5 @@
-//! `overlay-lab soak membership`: every figure of membership in full, each row in a process of its own. Rows that were
-//! measured are kept in the result, so that one can be measured again alone and an interrupted run loses nothing.
+//! `overlay-lab soak membership|containers`: figures in full, each row in a process of its own. Rows that were measured are
+//! kept in the result, so that one can be measured again alone and an interrupted run loses nothing.
 //!
 //! The scenarios are in the crate `overlay-tests`, which this crate must not depend on: cargo builds and runs them.
 
@@ -12,9 +12,30 @@ use std::process::{Command, ExitCode, Stdio};
 use crate::machine::Machine;
 use crate::packages;
 
-/// Every row that is on record, in the order in which they are measured.
-pub(crate) const ROWS: [&str; 10] =
-    ["revocation", "token", "forged", "spoofed", "garbage", "flood", "replay", "canary", "kills", "restart"];
+/// Rows that are on record together.
+#[derive(Debug)]
+pub(crate) struct Set {
+    /// What the result is called.
+    name: &'static str,
+    /// Every row, in the order in which they are measured.
+    rows: &'static [&'static str],
+    /// The program that measures one.
+    program: &'static str,
+}
+
+/// What membership promises.
+pub(crate) const MEMBERSHIP: Set = Set {
+    name: "membership",
+    rows: &["revocation", "token", "forged", "spoofed", "garbage", "flood", "replay", "canary", "kills", "restart"],
+    program: "overlay-membership-soak",
+};
+
+/// What containers are promised.
+pub(crate) const CONTAINERS: Set = Set {
+    name: "containers",
+    rows: &["add", "absent", "kills", "faults", "dockerd", "neighbours", "hostile", "limits", "dns"],
+    program: "overlay-containers-soak",
+};
 
 /// What is on record.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -36,27 +57,27 @@ struct Row {
 }
 
 /// Measures all rows, or one, and says whether all of them held.
-pub(crate) fn run(only: Option<&str>, seed: u64, size: u64, json: Option<&Path>) -> Result<ExitCode> {
-    if let Some(name) = only.filter(|name| !ROWS.contains(name)) {
-        bail!("no row {name}; there are {}", ROWS.join(", "));
+pub(crate) fn run(set: &Set, only: Option<&str>, seed: u64, size: u64, json: Option<&Path>) -> Result<ExitCode> {
+    if let Some(name) = only.filter(|name| !set.rows.contains(name)) {
+        bail!("no row {name}; there are {}", set.rows.join(", "));
     }
     packages::ensure(packages::DEMO)?;
     println!("building the daemons and the scenarios (release)");
     let binaries = Binaries::build(Profile::Release)?;
-    let program = build()?;
+    let program = build(set.program)?;
     // The source may change while this runs; what is measured does not.
     let machine = serde_json::to_value(Machine::here())?;
-    let path = json.map_or_else(|| workspace().join("docs/results/membership.json"), Path::to_owned);
+    let path = json.map_or_else(|| workspace().join(format!("docs/results/{}.json", set.name)), Path::to_owned);
     let mut report = read(&path)?;
     println!("seed {seed}");
     let mut held = true;
-    for name in ROWS.into_iter().filter(|name| only.is_none_or(|only| only == *name)) {
+    for name in set.rows.iter().copied().filter(|name| only.is_none_or(|only| only == *name)) {
         println!("-- {name}");
         let row = measure(&program, &binaries, &machine, name, seed, size)?;
         held &= row.held;
         report.rows.retain(|old| old.row != name);
         report.rows.push(row);
-        write(&mut report, &path)?;
+        write(set, &mut report, &path)?;
     }
     println!("{}, written to {}", if held { "all held" } else { "something did not hold" }, path.display());
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -101,10 +122,10 @@ fn read(path: &Path) -> Result<Report> {
     }
 }
 
-fn write(report: &mut Report, path: &Path) -> Result<()> {
-    report.name = "membership".to_owned();
-    report.rows.sort_by_key(|row| ROWS.iter().position(|name| *name == row.row));
-    report.held = ROWS.iter().all(|name| report.rows.iter().any(|row| row.row == *name && row.held));
+fn write(set: &Set, report: &mut Report, path: &Path) -> Result<()> {
+    report.name = set.name.to_owned();
+    report.rows.sort_by_key(|row| set.rows.iter().position(|name| *name == row.row));
+    report.held = set.rows.iter().all(|name| report.rows.iter().any(|row| row.row == *name && row.held));
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory)?;
     }
@@ -113,7 +134,7 @@ fn write(report: &mut Report, path: &Path) -> Result<()> {
 }
 
 /// What is missing in a result that is to be complete: each row whole, held, and from a named commit.
-pub(crate) fn gaps(result: &serde_json::Value) -> Vec<String> {
+pub(crate) fn gaps(set: &Set, result: &serde_json::Value) -> Vec<String> {
     let empty = Vec::new();
     let rows = result["rows"].as_array().unwrap_or(&empty);
     let is_whole = |name: &str| {
@@ -124,30 +145,31 @@ pub(crate) fn gaps(result: &serde_json::Value) -> Vec<String> {
                 && row["machine"]["commit"].is_string()
         })
     };
-    let missing = ROWS.iter().filter(|name| !is_whole(name));
+    let missing = set.rows.iter().filter(|name| !is_whole(name));
+    let set = set.name;
     missing
         .map(|name| {
             format!(
-                "docs/results/membership.json has no whole row `{name}` that held; run `cargo lab soak membership --row {name}`"
+                "docs/results/{set}.json has no whole row `{name}` that held; run `cargo lab soak {set} --row {name}`"
             )
         })
         .collect()
 }
 
 /// Builds the scenarios and says where they are. `OVERLAY_BIN_DIR` names ready programs instead.
-fn build() -> Result<PathBuf> {
+fn build(program: &str) -> Result<PathBuf> {
     if let Some(directory) = std::env::var_os("OVERLAY_BIN_DIR") {
-        return Ok(PathBuf::from(directory).join("overlay-membership-soak"));
+        return Ok(PathBuf::from(directory).join(program));
     }
     let target = overlay_netns_harness::target_directory()?;
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    let words = ["build", "--quiet", "--release", "-p", "overlay-tests", "--bin", "overlay-membership-soak"];
+    let words = ["build", "--quiet", "--release", "-p", "overlay-tests", "--bin", program];
     command.current_dir(workspace()).args(words).arg("--target-dir").arg(&target);
     let status = command.status().context("cargo could not be started")?;
     if !status.success() {
         bail!("building the scenarios failed ({status}); the compiler's messages are above");
     }
-    Ok(target.join("release/overlay-membership-soak"))
+    Ok(target.join("release").join(program))
 }
 
 #[cfg(test)]
@@ -157,13 +179,15 @@ mod tests {
     #[test]
     fn row_that_is_absent_partial_or_failed_is_a_gap() {
         let row = |name: &str, held: bool, size: u64| serde_json::json!({"row": name, "held": held, "size_percent": size, "machine": {"commit": "1"}});
-        let mut rows: Vec<serde_json::Value> = ROWS.iter().map(|name| row(name, true, 100)).collect();
-        assert!(gaps(&serde_json::json!({ "rows": rows })).is_empty());
-        rows[0] = row(ROWS[0], false, 100);
-        rows[1] = row(ROWS[1], true, 50);
+        let names = MEMBERSHIP.rows;
+        let mut rows: Vec<serde_json::Value> = names.iter().map(|name| row(name, true, 100)).collect();
+        assert!(gaps(&MEMBERSHIP, &serde_json::json!({ "rows": rows })).is_empty());
+        rows[0] = row(names[0], false, 100);
+        rows[1] = row(names[1], true, 50);
         rows.pop();
-        let gaps = gaps(&serde_json::json!({ "rows": rows }));
+        let gaps = gaps(&MEMBERSHIP, &serde_json::json!({ "rows": rows }));
         assert_eq!(gaps.len(), 3);
-        assert!(gaps[0].contains(ROWS[0]) && gaps[1].contains(ROWS[1]) && gaps[2].contains(ROWS[9]), "{gaps:?}");
+        assert!(gaps[0].contains(names[0]) && gaps[1].contains(names[1]) && gaps[2].contains(names[9]), "{gaps:?}");
+        assert_eq!(super::gaps(&CONTAINERS, &serde_json::Value::Null).len(), CONTAINERS.rows.len());
     }
 }
