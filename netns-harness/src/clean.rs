@@ -1,6 +1,7 @@
 //! Removal of a lab from what is written down about it, also when its owner was killed.
 
 use anyhow::{Result, bail};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::state::{Directory, PREFIX};
@@ -41,11 +42,23 @@ pub fn lab(name: &str) -> Result<()> {
     if let Err(error) = directory.remove() {
         failures.push(format!("{error:#}"));
     }
+    for temporary in temporary(&format!("{PREFIX}{name}-")) {
+        if let Err(error) = std::fs::remove_dir_all(&temporary) {
+            failures.push(format!("{}: {error}", temporary.display()));
+        }
+    }
     state::remove_root_if_empty();
     if !failures.is_empty() {
         bail!("the lab {name} is not wholly removed:\n{}", failures.join("\n"));
     }
     Ok(())
+}
+
+/// Directories of engines that a lab left beside its own.
+fn temporary(prefix: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    let ours = entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)));
+    ours.map(|entry| entry.path()).collect()
 }
 
 /// Removes one namespace after ending whatever still runs inside it.

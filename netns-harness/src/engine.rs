@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::lab::{Lab, tail};
+use crate::state::PREFIX;
 
 /// Mounts what an engine wants to see and stays. Arguments: the host's name.
 const HOLD: &str = r#"
@@ -53,7 +54,9 @@ impl EngineHost {
     pub fn new(lab: &Lab, host: &str) -> Result<EngineHost> {
         let words =
             ["unshare", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc", "sh", "-c", HOLD, "sh", host];
-        let directory = tempfile::tempdir()?;
+        // By this prefix the lab is cleared also when this process is interrupted.
+        let prefix = format!("{PREFIX}{}-{host}-", lab.name());
+        let directory = tempfile::Builder::new().prefix(&prefix).tempdir()?;
         let mut command = lab.command(host, &words)?;
         let holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("unshare did not start")?;
         let group = format!("{}{host}", lab.name());

@@ -41,8 +41,14 @@ impl Containerd {
         let places = "mkdir -p /etc/containerd /etc/cni && rm -rf /etc/cni/net.d /run/containerd /var/lib/containerd";
         made.host.run(&["sh", "-c", places]).unwrap();
         made.write("/etc/containerd/config.toml", CONFIG);
-        made.host.run(&[&lab.binary("overlayctl").unwrap(), "plugin", "cni", "install"]).unwrap();
         made.start();
+        // The one command; containerd that runs already takes the network up by itself.
+        made.host.run(&[&lab.binary("overlayctl").unwrap(), "plugin", "cni", "install"]).unwrap();
+        wait_for("the network to be ready", LIMIT, || {
+            let conditions = made.cri("Status", &Message::default()).message(1).messages(1);
+            conditions.iter().all(|condition| condition.number(2) == 1).then_some(())
+        })
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", made.host.log("containerd")));
         let tree = made.host.directory().join("root");
         fill(&tree);
         let image = engine::pack_image(&tree, IMAGE, made.host.directory()).unwrap().display().to_string();

@@ -96,11 +96,6 @@ fn pods_of_two_hosts_reach_each_other_by_address_and_name_and_leave_nothing() {
     let Some(overlay) = overlay() else { return };
     let _logs = overlay.lab.logs_on_failure();
     let (mut one, two) = (Containerd::started(&overlay.lab, "h1"), Containerd::started(&overlay.lab, "h2"));
-    wait_for("the network to be ready", LIMIT, || {
-        let conditions = one.cri("Status", &Message::default()).message(1).messages(1);
-        conditions.iter().all(|condition| condition.number(2) == 1).then_some(())
-    })
-    .unwrap();
     let config = pod(&serde_json::from_str(POD).unwrap(), one.host.group());
     let web = one.start_pod(&config);
     let server = one.start_container(&web, &config, &["httpd", "-f", "-p", "80", "-h", "/"]);
