@@ -43,6 +43,7 @@ rows! {
     container_is_attached_in_time => "add",
     plugins_answer_in_time_without_the_daemon => "absent",
     kills_of_plugin_and_daemon_leave_nothing => "kills",
+    faults_get_an_answer_in_time_and_leave_nothing => "faults",
     neighbours_are_faster_than_wireguard_between_hosts => "neighbours",
     nothing_forged_leaves_a_container => "hostile",
     rates_are_kept => "limits",

@@ -144,7 +144,7 @@ impl Worker {
                 self.write_device(&VnetHeader::default(), &[IoSlice::new(reply.packet())]);
                 self.reply = reply;
             }
-            Verdict::Wait(address) => self.keep_outbound(snapshot, address, packet, vnet, segments, now),
+            Verdict::Wait(address) => self.keep_outbound(snapshot, address, packet, *vnet, segments, now),
             Verdict::Drop(_) | Verdict::Held => {}
         }
     }

@@ -168,9 +168,12 @@ fn every_reason_is_reached_and_counted() {
             "",
             Box::new(|w| {
                 w.limit(Rate { packets: Some(1), ..Rate::default() });
-                for _ in 0..64 {
+                for number in 0..65 {
                     assert_eq!(w.out(&mut udp(A, 1, B, 80, 0)), Verdict::Forward(H2));
+                    // Sixty-four at once, and one in debt as soon as anything is there again.
+                    assert_eq!(!w.engine.delay().is_zero(), number == 64, "{number}");
                 }
+                // The next would have to wait for a second.
                 w.out(&mut udp(A, 1, B, 80, 0))
             }),
         ),

@@ -33,7 +33,7 @@ pub(crate) const MEMBERSHIP: Set = Set {
 /// What containers are promised.
 pub(crate) const CONTAINERS: Set = Set {
     name: "containers",
-    rows: &["add", "absent", "kills", "dockerd", "neighbours", "hostile", "limits", "dns"],
+    rows: &["add", "absent", "kills", "faults", "dockerd", "neighbours", "hostile", "limits", "dns"],
     program: "overlay-containers-soak",
 };
 

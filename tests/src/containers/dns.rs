@@ -200,7 +200,7 @@ fn malformed(overlay: &Overlay) -> Result<u64> {
     let host = overlay.lab.host("h1")?.view().namespace();
     let page = netns::within(host, || {
         let mut stream = TcpStream::connect("127.0.0.1:9821")?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: 127.0.0.1:9821\r\n\r\n")?;
         let mut page = String::new();
         stream.read_to_string(&mut page)?;
         Ok(page)

@@ -6,6 +6,7 @@ mod add;
 mod dns;
 mod dockerd;
 mod engine;
+mod faults;
 mod hostile;
 mod kills;
 mod limits;
@@ -25,6 +26,7 @@ pub const ROWS: &[Row] = &[
     Row { name: "add", about: "a container is attached by the CNI plugin in time, ten at once too", run: add::run },
     Row { name: "absent", about: "plugins answer in time when the daemon is down or hangs", run: absent::run },
     Row { name: "kills", about: "plugin and daemon killed during ADD and DEL leave nothing", run: kills::run },
+    Row { name: "faults", about: "faults get an answer in time and leave nothing", run: faults::run },
     Row { name: "dockerd", about: "dockerd starts in time with our daemon stopped", run: dockerd::run },
     Row {
         name: "neighbours",

@@ -67,6 +67,10 @@ impl Pod {
             let mapping = json!([{ "hostPort": port, "containerPort": 80, "protocol": "tcp" }]);
             config["runtimeConfig"] = json!({ "portMappings": mapping });
         }
+        self.start_with(lab, verb, &config.to_string())
+    }
+
+    fn start_with(&self, lab: &Lab, verb: &str, config: &str) -> Result<Child> {
         let mut command = lab.command(&self.host, &[&self.program])?;
         command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", &self.name).env("CNI_IFNAME", "eth0");
         command.env("CNI_NETNS", format!("/run/netns/{}", self.view.namespace())).env("CNI_PATH", "/usr/lib/cni");
@@ -74,9 +78,15 @@ impl Pod {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("the plugin did not start")?;
         let mut input = child.stdin.take().context("the plugin has an input")?;
-        // One that was killed already reads nothing.
-        let _ = input.write_all(config.to_string().as_bytes());
+        // One that was killed already, or has refused, reads nothing more.
+        let _ = input.write_all(config.as_bytes());
         Ok(child)
+    }
+
+    /// One call with this text as its configuration.
+    pub(super) fn call_with(&self, lab: &Lab, verb: &str, config: &str) -> Result<Reply> {
+        let began = Instant::now();
+        finish(self.start_with(lab, verb, config)?, began)
     }
 
     /// One call.
