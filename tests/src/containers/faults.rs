@@ -74,10 +74,20 @@ pub(super) fn run(run: &Run) -> Result<Vec<Figure>> {
     running.ok(&lab, "DEL")?;
     let lost = report.sent - report.received;
     Ok(vec![
-        Figure::new(format!("{} answers during faults, slowest", answers.count), answers.slowest, "s", Bound::AtMost(3.0)),
+        Figure::new(
+            format!("{} answers during faults, slowest", answers.count),
+            answers.slowest,
+            "s",
+            Bound::AtMost(3.0),
+        ),
         Figure::new("answers that were not what they should be", answers.wrong as f64, "answers", Bound::AtMost(0.0)),
         Figure::new("endpoints left beside the running one", (left - 1) as f64, "endpoints", Bound::AtMost(0.0)),
-        Figure::new(format!("echoes lost by the running container, of {}", report.sent), f64::from(lost), "echoes", Bound::AtMost(0.0)),
+        Figure::new(
+            format!("echoes lost by the running container, of {}", report.sent),
+            f64::from(lost),
+            "echoes",
+            Bound::AtMost(0.0),
+        ),
         Figure::new("flushed rules are back after", back, "s", Bound::AtMost(1.0)),
     ])
 }
