@@ -270,12 +270,16 @@ impl Installation {
     /// # Errors
     /// When `nft` cannot be run.
     pub fn list(&self) -> Result<Option<String>, PlumbingError> {
-        let mut script = String::new();
+        let mut text = String::new();
+        // One process for each: `nft` lists nothing in a batch.
         for (family, name) in &self.tables {
-            line(&mut script, 0, format_args!("list table {family} {name}"));
+            let output = run(&["-s", "list", "table", family, name], "")?;
+            if !output.status.success() {
+                return Ok(None);
+            }
+            text.push_str(&without_memory(&String::from_utf8_lossy(&output.stdout)));
         }
-        let output = run(&["-s", "-f", "-"], &script)?;
-        Ok(output.status.success().then(|| without_memory(&String::from_utf8_lossy(&output.stdout))))
+        Ok(Some(text))
     }
 
     /// Removes the tables; those that are gone already are fine.
