@@ -204,9 +204,9 @@ fn firewall_of_the_reference_plugin_alone_opens_no_dropping_chain_and_the_doctor
     let dropping = Dropping::forward(&overlay);
     let result = chain.add();
     assert!(!reaches(&overlay, &address(&result, 0)), "the host's own firewall drops it");
-    let status = overlay.lab.ctl("h1", &["status"]).unwrap();
-    let shown = String::from_utf8_lossy(&status.stdout).into_owned();
-    assert!(shown.contains("FORWARD") && shown.contains("drops forwarded packets"), "{shown}");
+    let asked = overlay.lab.ctl("h1", &["doctor"]).unwrap();
+    let shown = String::from_utf8_lossy(&asked.stdout).into_owned();
+    assert!(shown.contains("chain FORWARD of table ip filter drops what it does not know"), "{shown}");
     let fixed = overlay.lab.ctl("h1", &["doctor", "--fix"]).unwrap();
     assert!(reaches(&overlay, &address(&result, 0)), "{}", String::from_utf8_lossy(&fixed.stdout));
     chain.check(&result).unwrap();

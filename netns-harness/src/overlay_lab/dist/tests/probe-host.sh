@@ -102,7 +102,7 @@ whole_after systemctl start firewalld
 firewall-cmd --state
 # firewalld rejects what is forwarded and unknown to it; the status says so with the commands, and they help.
 fails ip netns exec one ping -c 1 -W 1 10.42.1.5
-for _ in $(seq 100); do
+for _ in $(seq 400); do
     ! overlayctl status | grep -q FORWARD_DROPPED || break
     sleep 0.1
 done
