@@ -168,7 +168,7 @@ impl Frontend {
     fn weighted(&self, random: u64) -> Option<&Backend> {
         let sum = u64::from(*self.cumulative.last().filter(|sum| **sum > 0)?);
         // The upper half times the sum: even to one in four thousand million.
-        let point = ((random >> 32) * sum >> 32) as u32;
+        let point = (((random >> 32) * sum) >> 32) as u32;
         let at = self.cumulative.partition_point(|sum| *sum <= point);
         self.backends().get(at)
     }

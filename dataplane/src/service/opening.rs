@@ -56,10 +56,7 @@ fn choose(
         frontend.state.empty.fetch_add(1, Ordering::Relaxed);
         return Err(DropReason::NoBackend);
     };
-    let mask = match mask(flows, tables, backend, name) {
-        Ok(mask) => mask,
-        Err(reason) => return Err(reason),
-    };
+    let mask = mask(flows, tables, backend, name)?;
     if let Some(timeout) = frontend.affinity {
         let until = now_ms.saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
         flows.memory(client).remember(client, frontend.vip, backend.address, until, now_ms);
