@@ -96,8 +96,8 @@ pub enum Change {
     Policy(PolicyChange),
     /// Announce the networks that the plumbing has now.
     Networks(oneshot::Sender<Result<(), ApiError>>),
-    /// Publish the labels that the plumbing has now; whether the plumbing got the policy that follows from them.
-    Identities(oneshot::Sender<bool>),
+    /// Publish the labels that the plumbing has now; the number of the policy that follows from them, if the plumbing got it.
+    Identities(oneshot::Sender<Option<u64>>),
 }
 
 /// What the issuer and the API ask of the director about membership.
@@ -205,6 +205,8 @@ pub struct Core {
     pub(crate) cluster_policy: ArcSwap<PolicyState>,
     /// What members, this host included, made of it, and when that was heard first.
     pub(crate) policy_heard: ArcSwap<Heard>,
+    /// The number of the policy between containers and this host that is known to be in force.
+    pub host_policy_settled: AtomicU64,
     /// Addresses of containers whose labels do not fit what this host may publish.
     pub identities_left_out: AtomicUsize,
     /// What is known by name.
@@ -333,6 +335,7 @@ impl Core {
             own_endpoints: ArcSwap::default(),
             cluster_policy: ArcSwap::from_pointee(parts.cluster_policy),
             policy_heard: ArcSwap::default(),
+            host_policy_settled: AtomicU64::new(0),
             identities_left_out: AtomicUsize::new(0),
             peers: DashMap::new(),
             order: Mutex::default(),

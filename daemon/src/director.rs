@@ -111,6 +111,8 @@ pub struct Director {
     pub labels_published: Identities,
     /// Whether the plumbing was given what the last rebuilding found.
     pub host_policy_taken: bool,
+    /// How many policies it was given.
+    pub host_policies_given: u64,
     /// When a loop was last reported.
     pub loop_told: Option<Instant>,
     /// Who waits for what members say.
@@ -337,6 +339,7 @@ impl Director {
             self.host_policy_taken = core.plumbing.try_set_host_policy(Arc::clone(&policy));
             if self.host_policy_taken {
                 self.host_policy = Some(policy);
+                self.host_policies_given += 1;
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use overlay_control::api::{EndpointRequest, LabelChange, Response};
 use overlay_control::{ApiError, Code};
@@ -101,10 +102,15 @@ impl Api {
         for _ in 0..PLUMBING_TRIES {
             let (told, answer) = oneshot::channel();
             self.core.changes.send(Change::Identities(told)).await.map_err(|_| ended("director"))?;
-            let taken = answer.await.map_err(|_| ended("director"))?;
+            let given = answer.await.map_err(|_| ended("director"))?;
+            let settled = &self.core.host_policy_settled;
+            if given.is_some_and(|given| given <= settled.load(Relaxed)) {
+                return Ok(());
+            }
             // What it was given before this is done when it answers.
             self.core.plumbing.settled().await.map_err(|error| refused(&error))?;
-            if taken {
+            if let Some(given) = given {
+                settled.fetch_max(given, Relaxed);
                 return Ok(());
             }
         }

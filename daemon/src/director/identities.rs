@@ -11,8 +11,8 @@ use crate::peers::PeerKind;
 
 impl Director {
     /// Publishes the labels that the plumbing has; in force on this host when it returns, but for what the kernel filters:
-    /// whether the plumbing was told of that too.
-    pub(super) fn publish_identities(&mut self) -> bool {
+    /// which policy of those that the plumbing was given has them, unless it could not be given.
+    pub(super) fn publish_identities(&mut self) -> Option<u64> {
         self.labels_published = self.core.plumbing.identities().borrow().clone();
         let left_out = self.gossip.publish_identities(&self.labels_published, Instant::now());
         let before = self.core.identities_left_out.swap(left_out, std::sync::atomic::Ordering::Relaxed);
@@ -22,7 +22,7 @@ impl Director {
         }
         // A changed record has everything built anew.
         self.drain(!self.host_policy_taken);
-        self.host_policy_taken
+        self.host_policy_taken.then_some(self.host_policies_given)
     }
 
     /// Publishes them where that was not done yet.

@@ -507,6 +507,7 @@ fn director(
         host_policy: None,
         labels_published,
         host_policy_taken: true,
+        host_policies_given: 0,
         loop_told: None,
         listeners: Listeners::default(),
         traces: crate::director::TraceDesk::default(),

@@ -66,6 +66,11 @@ impl Fields {
         Fields(fields)
     }
 
+    /// Whether this text is anywhere inside.
+    pub(crate) fn says(&self, text: &str) -> bool {
+        self.0.iter().any(|(_, value)| String::from_utf8_lossy(value).contains(text))
+    }
+
     /// All messages of a field.
     pub(crate) fn messages(&self, field: u64) -> Vec<Fields> {
         self.0.iter().filter(|(number, _)| *number == field).map(|(_, value)| Fields::parse(value)).collect()

@@ -65,6 +65,23 @@ impl Containerd {
             .unwrap_or_else(|error| panic!("{error:#}\n{}", self.host.log("containerd")));
     }
 
+    /// Has containerd show the annotations of pods to the plugin, from the next one on.
+    pub(crate) fn show_annotations(&self) {
+        let file = "/etc/cni/net.d/10-overlay.conflist";
+        let mut list: serde_json::Value = serde_json::from_str(&self.host.run(&["cat", file]).unwrap()).unwrap();
+        let before = list.clone();
+        list["plugins"][0]["capabilities"]["io.kubernetes.cri.pod-annotations"] = true.into();
+        assert_ne!(list, before);
+        self.write(file, &list.to_string());
+        // It looks at the directory when it is told of a change.
+        let shown = |status: &Fields| status.says("pod-annotations");
+        wait_for("containerd to read the list", LIMIT, || {
+            let status = self.cri("Status", &Message::default().number(1, 1));
+            shown(&status).then_some(())
+        })
+        .unwrap();
+    }
+
     /// Ends containerd, not its containers.
     pub(crate) fn end(&mut self, signal: i32) {
         self.containerd.take().into_iter().for_each(|child| engine::end(child, signal));

@@ -96,8 +96,11 @@ fn pods_of_two_hosts_reach_each_other_by_address_and_name_and_leave_nothing() {
     let Some(overlay) = overlay() else { return };
     let _logs = overlay.lab.logs_on_failure();
     let (mut one, two) = (Containerd::started(&overlay.lab, "h1"), Containerd::started(&overlay.lab, "h2"));
+    one.show_annotations();
     let config = pod(&serde_json::from_str(POD).unwrap(), one.host.group());
     let web = one.start_pod(&config);
+    let labels = serde_json::to_value(&endpoints(&overlay, "h1")[0].labels).unwrap();
+    assert_eq!((&labels["K8S_POD_NAMESPACE"], &labels["role"]), (&json!("shop"), &json!("web")), "{labels}");
     let server = one.start_container(&web, &config, &["httpd", "-f", "-p", "80", "-h", "/"]);
     let addresses = one.addresses(&web);
     assert!(addresses[0].starts_with("10.42.1.") && addresses[1].starts_with("fd42:0:0:1:"), "{addresses:?}");

@@ -4,7 +4,7 @@ use overlay_control::api::Request;
 use overlay_tests::Echo;
 use serde_json::json;
 
-use super::engine::{DRIVER, Docker};
+use super::engine::{DEFAULT, DRIVER, Docker};
 use super::{endpoints, nothing_left, overlay};
 
 #[test]
@@ -12,7 +12,7 @@ fn host_is_the_host_to_the_overlay_and_container_shares_anothers_address() {
     let Some(overlay) = overlay() else { return };
     let _logs = overlay.lab.logs_on_failure();
     let docker = Docker::started(&overlay.lab, "h1");
-    docker.run(&format!("network create {DRIVER} front"));
+    docker.run(&format!("network create {DRIVER} {DEFAULT} front"));
     docker.start("main", "--network front", "sleep 600");
     docker.start("beside", "--network container:main", "httpd -f -p 80 -h /");
     docker.start("shared", "--network host", "sleep 600");

@@ -3,8 +3,7 @@
 //! The image holds nothing but links: the containers see the programs of this machine, read only. Nothing is fetched, and
 //! images, containers and configuration are in directories that go with the lab.
 
-use anyhow::{Context as _, Result, bail};
-use overlay_control::api::{Request, Response};
+use anyhow::{Context as _, Result};
 use overlay_netns_harness::engine::{EngineHost, end};
 use overlay_netns_harness::packages::exists;
 use overlay_netns_harness::{Lab, wait_for};
@@ -87,7 +86,6 @@ fn by_name(lab: &Lab, one: &Engine, two: &Engine, start: Instant, table: &mut Ta
     one.join(lab)?;
     two.join(lab)?;
     one.run(&["-d", "--name", "web"], "sleep 600").with_context(|| format!("starting a container with {program}"))?;
-    one.name_it(lab, "web")?;
     println!("   {program} is here: two of its containers, on h1 and h2, after {:.1} s", start.elapsed().as_secs_f64());
     let ping = format!("ping -c 3 -i 0.2 -W 2 {name}");
     let mut said = String::new();
@@ -195,20 +193,6 @@ impl Engine {
                 self.host.run(&create.split(' ').collect::<Vec<_>>()).map(drop)
             }
         }
-    }
-
-    /// Gives the container its name where the engine does not tell it: dockerd says nothing of names to its plugins.
-    fn name_it(&self, lab: &Lab, name: &str) -> Result<()> {
-        if self.kind == Kind::Podman {
-            return Ok(());
-        }
-        let Response::Endpoints(endpoints) = lab.control(self.host.name())?.call(Request::EndpointList)? else {
-            bail!("the daemon did not answer with endpoints");
-        };
-        let endpoint =
-            endpoints.into_iter().find(|one| one.owner.as_ref().is_some_and(|owner| owner.starts_with("docker")));
-        let endpoint = endpoint.context("the daemon knows no container of Docker")?;
-        lab.ctl_ok(self.host.name(), &["dns", "name", &endpoint.name, name]).map(drop)
     }
 
     fn run(&self, options: &[&str], program: &str) -> Result<String> {
