@@ -20,6 +20,9 @@ use super::{PlumbingConfig, PlumbingError, Tables, host_policy, nft, ports};
 /// Multicast group of nf_tables changes (`NFNLGRP_NFTABLES`).
 const NFNLGRP_NFTABLES: u32 = 7;
 
+/// The message about a new chain, or a chain whose policy changed: `NFNL_SUBSYS_NFTABLES`, `NFT_MSG_NEWCHAIN`.
+const NEW_CHAIN: u16 = (10 << 8) | 3;
+
 /// Length of the netlink header and of the nfgenmsg behind it, in bytes.
 const HEADERS: usize = 16 + 4;
 
@@ -143,7 +146,8 @@ fn watch_nft(tables: [String; 3], changes: mpsc::Sender<Change>) -> io::Result<(
     Ok(())
 }
 
-/// Whether a datagram of nf_tables messages names a table in a change that is not our own. In messages about tables, chains,
+/// Whether a datagram of nf_tables messages tells of a new chain or policy of anybody else, which may stand in the overlay's
+/// way, or names a table in a change that is not our own. In messages about tables, chains,
 /// rules, sets and elements attribute 1 is the table's name; the header has the port of who made the change, which is the
 /// number of its process.
 fn mentions_table(mut bytes: &[u8], table: &str) -> bool {
@@ -154,7 +158,8 @@ fn mentions_table(mut bytes: &[u8], table: &str) -> bool {
         let maker = bytes.get(12..16).map_or(0, |b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
         let attributes = bytes.get(HEADERS..length).unwrap_or_default();
         let is_named = first_attribute(attributes).is_some_and(|name| name == table.as_bytes());
-        if is_named && !nft::is_own(maker) {
+        let is_chain = bytes.get(4..6).is_some_and(|kind| kind == NEW_CHAIN.to_ne_bytes());
+        if (is_named || is_chain) && !nft::is_own(maker) {
             return true;
         }
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -198,6 +203,15 @@ mod tests {
         assert!(mentions_table(&datagram, "overlay"));
         assert!(!mentions_table(&datagram, "over"));
         assert!(!mentions_table(&message("filter"), "overlay"));
+    }
+
+    #[test]
+    fn chain_of_another_table_is_a_cause_to_look() {
+        let mut datagram = message("filter");
+        datagram[4..6].copy_from_slice(&NEW_CHAIN.to_ne_bytes());
+        assert!(mentions_table(&datagram, "overlay"));
+        datagram[4..6].copy_from_slice(&(NEW_CHAIN + 3).to_ne_bytes());
+        assert!(!mentions_table(&datagram, "overlay"));
     }
 
     #[test]
