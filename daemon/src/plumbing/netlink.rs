@@ -26,6 +26,9 @@ use super::error::{PlumbingError, errno};
 /// Metric of our IPv6 routes: the kernel's own default, written out so that a dump compares equal.
 const IPV6_METRIC: u32 = 1024;
 
+/// The hardware address of every bridge of ours, locally administered: no two of them share a wire.
+const BRIDGE_ADDRESS: [u8; 6] = [0x02, 0x42, 0x6f, 0x76, 0x6c, 0x01];
+
 /// A network interface as the kernel shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Link {
@@ -179,6 +182,8 @@ impl Kernel {
         self.handle.link().change(message).execute().await.map_err(PlumbingError::netlink(what))
     }
 
+    /// Its hardware address is given: else it would be that of one of its ports, change as they come and go, and containers would
+    /// send to the one of before until they ask again.
     pub(crate) async fn add_bridge(&self, name: &str, mtu: u32, group: u32) -> Result<(), PlumbingError> {
         let mut message = LinkMessage::default();
         message.header.flags = LinkFlags::Up;
@@ -187,6 +192,7 @@ impl Kernel {
             LinkAttribute::IfName(name.into()),
             LinkAttribute::Mtu(mtu),
             LinkAttribute::Group(group),
+            LinkAttribute::Address(BRIDGE_ADDRESS.to_vec()),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
         ];
         let result = self.handle.link().add(message).execute().await;

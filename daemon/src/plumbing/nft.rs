@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use overlay_wire::Prefix;
 use parking_lot::Mutex;
@@ -207,9 +208,13 @@ pub struct Installation {
 #[derive(Debug)]
 struct Installed {
     script: String,
-    /// The tables as the kernel listed them then; `None` until [`Installation::remember`].
-    listing: Option<String>,
+    /// The tables as the kernel listed them then, and when; `None` until [`Installation::remember`].
+    listing: Option<(String, Instant)>,
 }
+
+/// A change of somebody else that came between installing and listing is in the listing. It is told within moments: a listing
+/// must be older than this to be trusted.
+const SETTLED: Duration = Duration::from_secs(2);
 
 impl Installation {
     /// Nothing is installed yet, as far as is known.
@@ -233,11 +238,12 @@ impl Installation {
         let known = self.installed.as_ref().filter(|known| known.script == script);
         let is_unsure = match (known, look) {
             (Some(_), Look::Known) => return Ok(false),
-            (Some(Installed { listing: Some(listing), .. }), Look::Compare) => {
-                if self.list()?.as_ref() == Some(listing) {
+            (Some(Installed { listing: Some((listing, at)), .. }), Look::Compare) => {
+                let is_same = self.list()?.as_ref() == Some(listing);
+                if is_same && at.elapsed() >= SETTLED {
                     return Ok(false);
                 }
-                false
+                is_same
             }
             // Nobody has looked since they were installed: what is there now may be somebody else's.
             (Some(Installed { listing: None, .. }), Look::Compare) => true,
@@ -258,7 +264,7 @@ impl Installation {
     /// When `nft` cannot be run.
     pub fn remember(&mut self) -> Result<(), PlumbingError> {
         if self.installed.as_ref().is_some_and(|installed| installed.listing.is_none()) {
-            let listing = self.list()?;
+            let listing = self.list()?.map(|listing| (listing, Instant::now()));
             self.installed =
                 self.installed.take().filter(|_| listing.is_some()).map(|installed| Installed { listing, ..installed });
         }

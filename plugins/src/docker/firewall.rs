@@ -1,5 +1,6 @@
-//! Docker's forward chain drops what its rules do not name. `DOCKER-USER` is the chain it keeps for the owner of the host; two
-//! rules in it let the overlay's packets pass, on whose way the overlay's own filter decides.
+//! Docker's forward chain drops what its rules do not name. `DOCKER-USER` is the chain it keeps for the owner of the host;
+//! rules in it let the overlay's packets pass, on whose way the overlay's own filter decides, and those between neighbours on
+//! a bridge, which iptables sees too where br_netfilter is loaded.
 
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -7,8 +8,9 @@ use std::time::Duration;
 
 /// The chain that Docker never changes.
 const CHAIN: &str = "DOCKER-USER";
-/// The overlay's device.
-const DEVICE: &str = "overlay0";
+/// What passes: from and to the overlay's device, and what stays among the bridges of networks. From one bridge to another
+/// nothing does, for which the daemon's own table sees.
+const PASSING: [&[&str]; 3] = [&["-i", "overlay0"], &["-o", "overlay0"], &["-i", "ob+", "-o", "ob+"]];
 /// How often the rules are looked at.
 const EVERY: Duration = Duration::from_secs(10);
 
@@ -35,12 +37,12 @@ fn admit() {
         if !run(program, &["-S", CHAIN, "1"]) && !run(program, &["-S", CHAIN]) {
             continue;
         }
-        for side in ["-i", "-o"] {
-            let rule = rule(side);
+        for passing in PASSING {
+            let rule = rule(passing);
             if !run(program, &[&["-C", CHAIN], &rule[..]].concat())
                 && run(program, &[&["-I", CHAIN], &rule[..]].concat())
             {
-                eprintln!("{program}: packets of the overlay pass {CHAIN} ({side} {DEVICE})");
+                eprintln!("{program}: packets of the overlay pass {CHAIN} ({})", passing.join(" "));
             }
         }
     }
@@ -48,12 +50,12 @@ fn admit() {
 
 /// Takes the rules away; how many there were.
 pub(crate) fn withdraw() -> usize {
-    let all = ["iptables", "ip6tables"].into_iter().flat_map(|program| ["-i", "-o"].map(|side| (program, side)));
-    all.filter(|(program, side)| run(program, &[&["-D", CHAIN], &rule(side)[..]].concat())).count()
+    let all = ["iptables", "ip6tables"].into_iter().flat_map(|program| PASSING.map(|passing| (program, passing)));
+    all.filter(|(program, passing)| run(program, &[&["-D", CHAIN], &rule(passing)[..]].concat())).count()
 }
 
-fn rule(side: &str) -> [&str; 8] {
-    [side, DEVICE, "-m", "comment", "--comment", "overlayd", "-j", "ACCEPT"]
+fn rule<'a>(passing: &[&'a str]) -> Vec<&'a str> {
+    [passing, &["-m", "comment", "--comment", "overlayd", "-j", "ACCEPT"]].concat()
 }
 
 fn run(program: &str, words: &[&str]) -> bool {

@@ -128,6 +128,8 @@ fn docker_network_that_is_a_bridge_in_the_cluster_joins_neighbours_and_other_hos
     overlay.lab.ctl_ok("h2", &["network", "create", "lan", "--mode", "bridge"]).unwrap();
     let outsider = Outsider::attach(&overlay, "h2", "h2lan", "lan");
     let docker = Docker::started(&overlay.lab, "h1");
+    // Where br_netfilter is loaded, as here, this holds for packets between neighbours too.
+    assert!(docker.command(&["iptables", "-P", "FORWARD", "DROP"]).status().unwrap().success());
     docker.run(&format!("network create {DRIVER} --ipv6 lan"));
     docker.start("one", "--network lan", "sleep 600");
     docker.start("other", "--network lan", "sleep 600");
