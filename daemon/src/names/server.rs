@@ -19,6 +19,7 @@ use super::forward::Folding;
 use super::limit::Limiter;
 use super::{NameParts, forward};
 use crate::plumbing::ports::table::NameServer;
+use crate::underlay;
 
 /// The largest query taken, in bytes: a name and an OPT record need far less.
 const MAX_QUERY_BYTES: usize = 4096;
@@ -40,6 +41,10 @@ pub(super) const REFUSED: u8 = 5;
 /// How long a listener rests that could not accept.
 const REST: Duration = Duration::from_millis(100);
 
+/// Room for questions that come while others are answered, in bytes: a flood of garbage from one container fills it, and the
+/// questions of others are lost only where it is full.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
 /// The sockets of each address.
 pub(super) struct Sockets(Vec<(std::net::UdpSocket, std::net::TcpListener)>);
 
@@ -48,6 +53,7 @@ impl Sockets {
     pub(super) fn bind(addresses: &[IpAddr]) -> io::Result<Self> {
         let bind = |ip: &IpAddr| {
             let udp = std::net::UdpSocket::bind(SocketAddr::new(*ip, 0))?;
+            underlay::socket::grow_receive_buffer(&udp, RECEIVE_BUFFER);
             let tcp = std::net::TcpListener::bind(SocketAddr::new(*ip, 0))?;
             udp.set_nonblocking(true)?;
             tcp.set_nonblocking(true)?;

@@ -100,6 +100,14 @@ pub struct Plumber {
     standing: Vec<Problem>,
 }
 
+/// What came of a request for an endpoint before the tables were looked at.
+enum Begun {
+    /// It was made before; its lease.
+    Known(Lease),
+    /// Its lease is written and its links are made.
+    New(Lease),
+}
+
 impl Plumber {
     /// Opens netlink, the journal and the recorded settings; must run inside a tokio runtime. Changes nothing.
     ///
@@ -420,6 +428,41 @@ impl Plumber {
     /// # Errors
     /// When names or addresses are refused or the kernel refuses; then nothing is left behind.
     pub async fn prepare(&mut self, request: &EndpointRequest) -> Result<Lease, PlumbingError> {
+        let mut outcomes = self.prepare_all(std::slice::from_ref(request)).await;
+        outcomes.pop().unwrap_or_else(|| Err(PlumbingError::InterfaceMissing(request.name.clone())))
+    }
+
+    /// The same for several at once; the tables are made anew once for all of them.
+    pub async fn prepare_all(&mut self, requests: &[EndpointRequest]) -> Vec<Result<Lease, PlumbingError>> {
+        let mut begun = Vec::with_capacity(requests.len());
+        for request in requests {
+            begun.push(self.begin(request).await);
+        }
+        let is_new = |begun: &Result<Begun, PlumbingError>| matches!(begun, Ok(Begun::New(_)));
+        let any_new = begun.iter().any(is_new);
+        let outcome = if any_new { self.reconcile(Scope::Routing).await } else { Reconciled::default() };
+        let mut leases = Vec::with_capacity(begun.len());
+        for begun in begun {
+            leases.push(match begun {
+                // It may be one that was begun just before.
+                Ok(Begun::Known(lease)) if any_new => self.is_ready(&lease, &outcome).await.map(|()| lease),
+                Ok(Begun::Known(lease)) => Ok(lease),
+                Ok(Begun::New(lease)) => match self.is_ready(&lease, &outcome).await {
+                    Ok(()) => Ok(lease),
+                    Err(error) => {
+                        // The caller hears why it failed; a failed clean-up is retried from the journal.
+                        let _ = self.undo_prepared(&lease).await;
+                        Err(error)
+                    }
+                },
+                Err(error) => Err(error),
+            });
+        }
+        leases
+    }
+
+    /// Writes down a lease and makes its links; the tables do not hold it yet.
+    async fn begin(&mut self, request: &EndpointRequest) -> Result<Begun, PlumbingError> {
         endpoint::check_names(request)?;
         if let Some(lease) = self.journal.live(&request.name) {
             let same = lease.interface == request.interface
@@ -430,7 +473,7 @@ impl Plumber {
                 if self.journal.live(&request.name) != Some(&lease) {
                     self.journal.put(lease.clone())?;
                 }
-                return Ok(lease);
+                return Ok(Begun::Known(lease));
             }
             return Err(PlumbingError::EndpointExists(request.name.clone()));
         }
@@ -466,22 +509,22 @@ impl Plumber {
             changed_unix: unix(SystemTime::now()),
         };
         self.journal.put(lease.clone())?;
-        match self.make_host_side(&lease).await {
-            Ok(()) => Ok(lease),
-            Err(error) => {
-                // The caller hears why it failed; a failed clean-up is retried from the journal.
-                let _ = self.undo_prepared(&lease).await;
-                Err(error)
-            }
+        if let Err(error) = self.make_links(&lease).await {
+            let _ = self.undo_prepared(&lease).await;
+            return Err(error);
         }
+        Ok(Begun::New(lease))
     }
 
-    async fn make_host_side(&mut self, lease: &Lease) -> Result<(), PlumbingError> {
+    async fn make_links(&mut self, lease: &Lease) -> Result<(), PlumbingError> {
         // A veth of that name can only be a leftover of ours: names are derived from the endpoint.
         self.kernel.delete_link(&lease.host_ifname).await?;
         let alias = link_alias(&lease.name, &lease.interface);
-        self.kernel.add_veth(&lease.host_ifname, &lease.peer_ifname, lease.mtu, self.config.group, &alias).await?;
-        let outcome = self.reconcile(Scope::Routing).await;
+        self.kernel.add_veth(&lease.host_ifname, &lease.peer_ifname, lease.mtu, self.config.group, &alias).await
+    }
+
+    /// Whether the host's side of a lease is up and bound, after this comparison.
+    async fn is_ready(&self, lease: &Lease, outcome: &Reconciled) -> Result<(), PlumbingError> {
         let link = self.kernel.link(&lease.host_ifname).await?;
         match link {
             Some(link) if link.up && self.is_bound(lease, &link) => Ok(()),

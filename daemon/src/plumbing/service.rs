@@ -439,6 +439,30 @@ async fn serve(
                     drop(reply.send(plumber.remove_all().await));
                     return;
                 }
+                Some(Command::Prepare(request, reply)) => {
+                    // Those that wait meanwhile are made together: most of the time goes to the tables, which hold all of them.
+                    let mut waiting = vec![(request, reply)];
+                    let mut next = None;
+                    while waiting.len() < MOST_TOGETHER {
+                        match inbox.try_recv() {
+                            Ok(Command::Prepare(request, reply)) => waiting.push((request, reply)),
+                            Ok(other) => {
+                                next = Some(other);
+                                break;
+                            }
+                            Err(_) => break,
+                        }
+                    }
+                    prepare(&mut plumber, waiting, told).await;
+                    match next {
+                        Some(Command::Stop(reply)) => {
+                            drop(reply.send(plumber.remove_all().await));
+                            return;
+                        }
+                        Some(command) => obey(&mut plumber, command, told).await,
+                        None => {}
+                    }
+                }
                 Some(command) => obey(&mut plumber, command, told).await,
             },
             Some(change) = changed.recv() => {
@@ -460,6 +484,23 @@ async fn serve(
                 last = Instant::now();
             }
         }
+    }
+}
+
+/// Endpoints that are made together at most.
+const MOST_TOGETHER: usize = 16;
+
+/// Makes endpoints ready, and tells each caller.
+async fn prepare(
+    plumber: &mut Plumber,
+    waiting: Vec<(EndpointRequest, Reply<Result<Lease, PlumbingError>>)>,
+    told: &Told,
+) {
+    let (requests, replies): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
+    let outcomes = plumber.prepare_all(&requests).await;
+    tell_state(plumber, told);
+    for (outcome, reply) in outcomes.into_iter().zip(replies) {
+        drop(reply.send(outcome));
     }
 }
 

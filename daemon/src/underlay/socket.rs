@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -108,12 +108,18 @@ pub(super) fn set_outer_fragments(fd: RawFd, ipv4: bool, fragments: OuterFragmen
     }
 }
 
+/// Asks for so many bytes of room for what arrives, past the system limit where CAP_NET_ADMIN allows, else up to it.
+pub(crate) fn grow_receive_buffer<S: AsRawFd + AsFd>(socket: &S, bytes: usize) {
+    let wanted = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    if set_int(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, wanted).is_err() {
+        let _ = socket2::SockRef::from(socket).set_recv_buffer_size(bytes);
+    }
+}
+
 /// Asks for large buffers: past the system limit where CAP_NET_ADMIN allows, else up to it.
 fn grow_buffers(socket: &Socket) {
     let bytes = BUFFER_BYTES as libc::c_int;
-    if set_int(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes).is_err() {
-        let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
-    }
+    grow_receive_buffer(socket, BUFFER_BYTES);
     if set_int(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes).is_err() {
         let _ = socket.set_send_buffer_size(BUFFER_BYTES);
     }
