@@ -10,7 +10,6 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use overlay_wire::Prefix;
 use parking_lot::Mutex;
@@ -208,13 +207,15 @@ pub struct Installation {
 #[derive(Debug)]
 struct Installed {
     script: String,
-    /// The tables as the kernel listed them then, and when; `None` until [`Installation::remember`].
-    listing: Option<(String, Instant)>,
+    /// The tables as the kernel listed them then; `None` until [`Installation::remember`].
+    listing: Option<String>,
 }
 
-/// A change of somebody else that came between installing and listing is in the listing. It is told within moments: a listing
-/// must be older than this to be trusted.
-const SETTLED: Duration = Duration::from_secs(2);
+/// What a script and the listing of its tables have in common, however rules are written: chains, and comments of rules.
+fn marks(text: &str) -> (usize, usize) {
+    let chains = text.lines().filter(|line| line.trim_start().starts_with("chain ")).count();
+    (chains, text.matches(" comment \"").count())
+}
 
 impl Installation {
     /// Nothing is installed yet, as far as is known.
@@ -238,12 +239,11 @@ impl Installation {
         let known = self.installed.as_ref().filter(|known| known.script == script);
         let is_unsure = match (known, look) {
             (Some(_), Look::Known) => return Ok(false),
-            (Some(Installed { listing: Some((listing, at)), .. }), Look::Compare) => {
-                let is_same = self.list()?.as_ref() == Some(listing);
-                if is_same && at.elapsed() >= SETTLED {
+            (Some(Installed { listing: Some(listing), .. }), Look::Compare) => {
+                if self.list()?.as_ref() == Some(listing) {
                     return Ok(false);
                 }
-                is_same
+                false
             }
             // Nobody has looked since they were installed: what is there now may be somebody else's.
             (Some(Installed { listing: None, .. }), Look::Compare) => true,
@@ -263,8 +263,9 @@ impl Installation {
     /// # Errors
     /// When `nft` cannot be run.
     pub fn remember(&mut self) -> Result<(), PlumbingError> {
-        if self.installed.as_ref().is_some_and(|installed| installed.listing.is_none()) {
-            let listing = self.list()?.map(|listing| (listing, Instant::now()));
+        if let Some(Installed { script, listing: None }) = &self.installed {
+            // Somebody may have emptied or deleted them meanwhile: that is no listing to compare with.
+            let listing = self.list()?.filter(|listing| marks(listing) == marks(script));
             self.installed =
                 self.installed.take().filter(|_| listing.is_some()).map(|installed| Installed { listing, ..installed });
         }
