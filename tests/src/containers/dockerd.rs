@@ -13,7 +13,7 @@ pub(super) fn run(run: &Run) -> Result<Vec<Figure>> {
     let mut engine = Engine::new(lab, "h1")?;
     engine.start()?;
     engine.import()?;
-    engine.run("network create -d overlayd --ipam-driver overlayd front")?;
+    engine.run("network create -d overlayd --ipam-driver overlayd --ipam-opt network=default front")?;
     engine.run("run -d --name kept --network front --restart always box sleep 6000")?;
     let address = "inspect -f {{.NetworkSettings.Networks.front.IPAddress}} kept";
     let rounds = run.count(5, 1);
