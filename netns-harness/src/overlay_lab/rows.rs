@@ -37,7 +37,7 @@ pub(crate) const MEMBERSHIP: Set = Set {
 pub(crate) const CONTAINERS: Set = Set {
     name: "containers",
     rows: &["add", "absent", "kills", "faults", "dockerd", "neighbours", "hostile", "limits", "dns"],
-    open: &["add"],
+    open: &["add", "dockerd"],
     program: "overlay-containers-soak",
 };
 
