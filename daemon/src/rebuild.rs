@@ -316,7 +316,6 @@ impl Builder<'_> {
                     pool: self.config.overlay.pool.clone(),
                     announced: self.core.announced_in_use(rib),
                 },
-                services: overlay_dataplane::service::ServiceTable::default(),
                 rates: self.core.limits.table(|name| {
                     let peers = self.core.all_peers();
                     peers.iter().find(|peer| peer.name == name).map(|peer| peer.index)

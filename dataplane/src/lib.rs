@@ -24,7 +24,6 @@ pub mod policy;
 mod rate;
 mod reason;
 mod reply;
-pub mod service;
 mod tables;
 pub mod trace;
 mod verdict;

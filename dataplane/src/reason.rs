@@ -103,16 +103,6 @@ reasons! {
     RateLimit => "rate_limit",
     /// More packets per second than a limit allows.
     PacketRateLimit => "packet_rate_limit",
-    /// To a virtual address or port that no service has.
-    NoService => "no_service",
-    /// To a service that has no backend left.
-    NoBackend => "no_backend",
-    /// The backend of the flow is no longer in its service.
-    BackendGone => "backend_gone",
-    /// The service has as many flows as it may.
-    ServiceLimit => "service_limit",
-    /// The table of flows through virtual addresses is full, or the client's share of it.
-    ServiceFlowsFull => "service_flows_full",
 }
 
 impl DropReason {

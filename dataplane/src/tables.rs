@@ -7,7 +7,6 @@ use overlay_wire::{Mtu, PeerIndex, Prefix};
 
 use crate::policy::CompiledPolicy;
 use crate::rate::RateTable;
-use crate::service::ServiceTable;
 
 /// Where the owner of an address is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -60,8 +59,6 @@ pub struct Tables {
     pub local: LocalAddresses,
     /// Limits on rates. They are not part of what `revision` speaks of.
     pub rates: RateTable,
-    /// Virtual addresses and what is behind them.
-    pub services: ServiceTable,
 }
 
 impl Tables {

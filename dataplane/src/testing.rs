@@ -126,7 +126,6 @@ pub(crate) fn tables(rules: &str) -> Tables {
             announced: vec![prefix("192.168.7.0/24")],
         },
         rates: RateTable::default(),
-        services: service::ServiceTable::default(),
     }
 }
 

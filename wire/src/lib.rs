@@ -21,7 +21,6 @@ pub mod offload;
 pub mod packet;
 pub mod policy;
 pub mod prefix;
-pub mod rewrite;
 pub mod ttl;
 
 pub use encapsulation::{Encapsulation, Mtu};

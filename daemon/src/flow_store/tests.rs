@@ -40,7 +40,6 @@ fn filled(flows: u16) -> Arc<Conntrack> {
         peers: vec![peer],
         local: LocalAddresses::default(),
         rates: overlay_dataplane::RateTable::default(),
-        services: overlay_dataplane::service::ServiceTable::default(),
     };
     let mut engine = Engine::for_worker(&table, now);
     for port in 1..=flows {

@@ -70,7 +70,6 @@ impl Node {
             peers: vec![peer],
             local,
             rates: RateTable::default(),
-            services: overlay_dataplane::service::ServiceTable::default(),
         };
         let start = Instant::now();
         let engine = Engine::new(Limits::default(), [3; 16], start);

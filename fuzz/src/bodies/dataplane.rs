@@ -216,6 +216,5 @@ fn tables(revision: u64, policy: &str) -> Tables {
             announced: Vec::new(),
         },
         rates: RateTable::default(),
-        services: overlay_dataplane::service::ServiceTable::default(),
     }
 }
