@@ -23,8 +23,8 @@ use crate::snapshot::Snapshot;
 const SIZES: [usize; 2] = [2048, MAX_PACKET + 1];
 /// Bytes of buffers in use, at most.
 const MOST: usize = 32 << 20;
-/// Buffers of each size kept for use again.
-const SPARE: usize = 512;
+/// Buffers of each size kept for use again: 3 MiB in all.
+const SPARE: [usize; 2] = [512, 32];
 /// Packets sent in one turn.
 const TURN: usize = 64;
 
@@ -107,7 +107,7 @@ impl Lates {
     fn give_back(&mut self, bytes: Vec<u8>) {
         let class = usize::from(bytes.capacity() > SIZES[0]);
         self.used -= SIZES[class];
-        if self.spare[class].len() < SPARE {
+        if self.spare[class].len() < SPARE[class] {
             self.spare[class].push(bytes);
         }
     }
