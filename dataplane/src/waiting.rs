@@ -50,20 +50,26 @@ impl<T> Waiting<T> {
         self.entries.is_empty()
     }
 
+    /// Whether a packet of this length would be kept: there is room, and the time of its address is not over.
+    #[must_use]
+    pub fn has_room(&self, address: IpAddr, bytes: usize, now: Instant) -> bool {
+        let has_place = match self.entries.get(&address) {
+            Some(entry) => now.saturating_duration_since(entry.since) < WAIT && entry.packets.len() < MAX_PACKETS,
+            None => self.entries.len() < MAX_ADDRESSES,
+        };
+        has_place && self.bytes + bytes <= MAX_BYTES
+    }
+
     /// Keeps a packet of this length.
     ///
     /// # Errors
-    /// Gives it back when there is no room, or the time of its address is over: it is denied.
+    /// Gives it back unless [`Self::has_room`] says that it can be kept: it is denied.
     pub fn keep(&mut self, address: IpAddr, packet: T, bytes: usize, now: Instant) -> Result<(), T> {
-        if !self.entries.contains_key(&address) && self.entries.len() >= MAX_ADDRESSES {
+        if !self.has_room(address, bytes, now) {
             return Err(packet);
         }
-        let entry =
-            self.entries.entry(address).or_insert_with(|| Entry { since: now, asked: None, packets: Vec::new() });
-        let is_over = now.saturating_duration_since(entry.since) >= WAIT;
-        if is_over || entry.packets.len() >= MAX_PACKETS || self.bytes + bytes > MAX_BYTES {
-            return Err(packet);
-        }
+        let new = || Entry { since: now, asked: None, packets: Vec::new() };
+        let entry = self.entries.entry(address).or_insert_with(new);
         self.bytes += bytes;
         entry.packets.push((packet, bytes));
         Ok(())

@@ -39,6 +39,9 @@ impl Worker {
         segments: u32,
         now: Instant,
     ) {
+        if !self.waiting.has_room(address, packet.len(), now) {
+            return self.deny(snapshot, Origin::Tun, segments, packet);
+        }
         // The checksum of a single packet is complete by now.
         let vnet = if vnet.gso == GsoKind::None { VnetHeader::default() } else { vnet };
         self.keep(snapshot, address, Kept { origin: Origin::Tun, vnet, segments, packet: packet.to_vec() }, now);
@@ -54,6 +57,11 @@ impl Worker {
         arena: &mut [u8],
         now: Instant,
     ) {
+        let length = entry.headers.total_len.into();
+        if !self.waiting.has_room(address, length, now) && !self.shared.captures.is_active() {
+            // Nobody looks at it, so it need not be put together.
+            return self.engine.give_up(entry.segments);
+        }
         let vnet = entry.finish(arena);
         let mut packet = arena[entry.first()].to_vec();
         for (at, len) in entry.payloads() {
@@ -66,7 +74,7 @@ impl Worker {
     fn keep(&mut self, snapshot: &Snapshot, address: IpAddr, kept: Kept, now: Instant) {
         let bytes = kept.packet.len();
         if let Err(kept) = self.waiting.keep(address, kept, bytes, now) {
-            self.deny(snapshot, &kept);
+            self.deny(snapshot, kept.origin, kept.segments, &kept.packet);
         }
         self.shared.waits_for_labels.store(true, Ordering::Relaxed);
         self.ask_for_labels(now);
@@ -81,17 +89,17 @@ impl Worker {
     }
 
     /// Counts a packet that waited in vain.
-    fn deny(&mut self, snapshot: &Snapshot, kept: &Kept) {
-        self.engine.give_up(kept.segments);
+    fn deny(&mut self, snapshot: &Snapshot, origin: Origin, segments: u32, packet: &[u8]) {
+        self.engine.give_up(segments);
         if self.shared.captures.is_active() {
-            let headers = Headers::parse(&kept.packet).ok();
+            let headers = Headers::parse(packet).ok();
             self.shared.captures.see(&Seen {
-                origin: kept.origin,
+                origin,
                 verdict: Verdict::Drop(DropReason::IdentityUnknown),
                 notes: &Notes::default(),
                 revision: snapshot.tables.revision,
                 headers: headers.as_ref(),
-                parts: &[&kept.packet],
+                parts: &[packet],
             });
         }
     }
@@ -116,7 +124,7 @@ impl Worker {
             self.blocked |= self.transmitter.flush();
         }
         for kept in self.waiting.expire(now) {
-            self.deny(snapshot, &kept);
+            self.deny(snapshot, kept.origin, kept.segments, &kept.packet);
         }
         self.ask_for_labels(now);
         self.shared.waits_for_labels.store(!self.waiting.is_empty(), Ordering::Relaxed);
