@@ -117,16 +117,21 @@ fn prepare(daemon: &mut Daemon, request: &EndpointRequest) -> Result<EndpointLea
     daemon.prepare(request.clone()).map_err(|error| down(&error))
 }
 
-/// Configures the container's end and reads back both ends.
+/// Configures the container's end and reads back both ends: the host's, which is as it will be, meanwhile.
 fn configure(
     namespace: &Namespace,
     lease: &EndpointLease,
     mac: Option<&str>,
 ) -> Result<(Interface, Interface), CniError> {
-    attach::configure(namespace, lease, mac).map_err(|error| CniError::from_api(&error, error::NAMESPACE))?;
+    let (configured, host) = std::thread::scope(|scope| {
+        let host = scope.spawn(|| Interface::of(None, &lease.host_interface));
+        (attach::configure(namespace, lease, mac), host.join())
+    });
+    configured.map_err(|error| CniError::from_api(&error, error::NAMESPACE))?;
+    let host = host.unwrap_or_else(|_| Interface::of(None, &lease.host_interface));
     let gone =
         |name: &str| CniError::new(error::NAMESPACE, format!("{name} is gone again"), "somebody else removed it");
-    let host = Interface::of(None, &lease.host_interface)?.ok_or_else(|| gone(&lease.host_interface))?;
+    let host = host?.ok_or_else(|| gone(&lease.host_interface))?;
     let inside = Interface::of(Some(namespace), &lease.interface)?.ok_or_else(|| gone(&lease.interface))?;
     Ok((host, inside))
 }
