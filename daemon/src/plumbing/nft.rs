@@ -230,6 +230,12 @@ impl Installation {
         self.installed.is_some()
     }
 
+    /// Whether what was installed has not been listed.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.installed.as_ref().is_some_and(|installed| installed.listing.is_none())
+    }
+
     /// Makes the kernel's tables those of `script`, unless they are already; whether anything was changed. They are looked
     /// at only when `look` says so or the script is another one. A call to [`Installation::remember`] should follow.
     ///

@@ -172,6 +172,11 @@ impl Plumber {
         Ok(())
     }
 
+    /// Whether tables were installed that have not been listed.
+    pub fn has_new_tables(&self) -> bool {
+        [&self.guard, &self.bridge_guard, &self.host_policy, &self.nat].into_iter().any(Installation::is_new)
+    }
+
     /// Lists the tables that were installed since the last call, to compare with later. Nobody waits for it.
     pub fn remember_tables(&mut self) {
         for tables in [&mut self.guard, &mut self.bridge_guard, &mut self.host_policy, &mut self.nat] {

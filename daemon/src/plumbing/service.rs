@@ -40,6 +40,13 @@ const LEAST_GAP: Duration = Duration::from_secs(1);
 /// Commands that may wait for the thread.
 const QUEUE: usize = 64;
 
+/// So long after somebody asked for something the tables that were installed are listed: it takes as long as to install them, and
+/// who attaches a container asks several times.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// Endpoints that are made together at most.
+const MOST_TOGETHER: usize = 16;
+
 type Reply<T> = oneshot::Sender<T>;
 
 enum Command {
@@ -425,15 +432,15 @@ async fn serve(
     full.set_missed_tick_behavior(MissedTickBehavior::Delay);
     full.reset();
     let mut last = Instant::now();
+    // When somebody asked for something last.
+    let mut asked = last;
     let mut pending: Option<(Instant, Scope)> = None;
     loop {
-        // Whoever waits in the inbox comes first.
-        if inbox.is_empty() {
-            plumber.remember_tables();
-        }
         let due = pending.map_or_else(|| Instant::now() + FULL_CHECK, |(at, _)| at);
         tokio::select! {
-            command = inbox.recv() => match command {
+            command = inbox.recv() => {
+                asked = Instant::now();
+                match command {
                 None => return,
                 Some(Command::Stop(reply)) => {
                     drop(reply.send(plumber.remove_all().await));
@@ -464,7 +471,7 @@ async fn serve(
                     }
                 }
                 Some(command) => obey(&mut plumber, command, told).await,
-            },
+            }}
             Some(change) = changed.recv() => {
                 let scope = if change == Change::Nft { Scope::Everything } else { Scope::Routing };
                 pending = Some(match pending {
@@ -473,22 +480,22 @@ async fn serve(
                     None => ((Instant::now() + GATHER).max(last + LEAST_GAP), scope),
                 });
             }
+            () = sleep_until(asked + QUIET), if plumber.has_new_tables() => plumber.remember_tables(),
             () = sleep_until(due), if pending.is_some() => {
+                plumber.remember_tables();
                 let scope = pending.take().map_or(Scope::Everything, |(_, scope)| scope);
                 look(&mut plumber, scope, told).await;
                 last = Instant::now();
             }
             _ = full.tick() => {
                 pending = None;
+                plumber.remember_tables();
                 look(&mut plumber, Scope::Everything, told).await;
                 last = Instant::now();
             }
         }
     }
 }
-
-/// Endpoints that are made together at most.
-const MOST_TOGETHER: usize = 16;
 
 /// Makes endpoints ready, and tells each caller.
 async fn prepare(
